@@ -1,0 +1,74 @@
+"""What an algorithm is: a small value of pure functions, as optax's `GradientTransformation` is."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+from jaxrl_off.types import Array, EpisodeStatistics, PyTree, Rollout
+
+
+class ActOutput(NamedTuple):
+    """What acting leaves behind, computed in float32 at act time; leading axis `[N]`.
+
+    Attributes:
+        action: `int32[N]` or `float32[N, A]`.
+        log_prob: `float32[N]`, log pi_t(a|s).
+        value: `float32[N]`, V_t(s), or None where the agent prefers to evaluate a whole chunk at once in `process`.
+        parameters: distribution parameters of pi_t(.|s), or `()` if no loss needs them.
+        core: recurrent state after the step, `[N, ...]`, or `()`.
+    """
+
+    action: Array
+    log_prob: Array
+    value: Array | None
+    parameters: PyTree
+    core: PyTree
+
+
+class Chunk(NamedTuple):
+    """Consecutive steps of all lanes as collected, time-major `[L, N, ...]`; see `Timestep` and `ActOutput` for the fields.
+
+    Attributes:
+        observation: what was acted on.
+        first: `bool[L, N]`, whether that observation started a trace.
+        acted: what acting left behind.
+        initial_core: recurrent state before the first step, `[N, ...]`, or `()`.
+        reward, terminated, truncated, valid, final_observation: of the transition made.
+        episode: statistics of episodes that ended.
+        last_observation: `[N, ...]`, the observation after the last step (of the next episode, if one began).
+        last_first: `bool[N]`, whether it starts a trace.
+    """
+
+    observation: PyTree
+    first: Array
+    acted: ActOutput
+    initial_core: PyTree
+    reward: Array
+    terminated: Array
+    truncated: Array
+    valid: Array
+    final_observation: PyTree
+    episode: EpisodeStatistics
+    last_observation: PyTree
+    last_first: Array
+
+
+class Agent(NamedTuple):
+    """An on-policy learner with reuse.
+
+    Attributes:
+        init: `key -> state`, fresh parameters and optimiser state.
+        initial_core: `num_envs -> core`, recurrent state `[N, ...]` before the first step, or `()`.
+        act: `(state, key, observation[N], core, first[N], greedy=False) -> ActOutput`, with the *published* parameters.
+        process: `(state, chunk, rollout_length) -> Rollout[R]`, cuts a chunk of `L` steps and `N` lanes into
+            `R = N L / rollout_length` roll-outs with everything a learner wants to know from behaviour time.
+        update: `(state, key, batch: Rollout[B]) -> (state, metrics)`, one optimiser step; `metrics` is a dict of `float32[]`.
+        publish: `state -> state`, hands the learner's parameters to the actors.
+    """
+
+    init: Callable[[Array], Any]
+    initial_core: Callable[[int], PyTree]
+    act: Callable[..., ActOutput]
+    process: Callable[[Any, Chunk, int], Rollout]
+    update: Callable[[Any, Array, Rollout], tuple[Any, dict[str, Array]]]
+    publish: Callable[[Any], Any]

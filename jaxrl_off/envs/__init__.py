@@ -1,0 +1,66 @@
+"""Environments behind one interface; `make(name, num_envs)` builds any of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from jaxrl_off.envs.base import (
+    ContinuousSpace,
+    DiscreteSpace,
+    Environment,
+    EnvironmentSpec,
+    LaneEnvironment,
+    Transitioned,
+    vectorise,
+)
+
+__all__ = [
+    "ContinuousSpace",
+    "DiscreteSpace",
+    "Environment",
+    "EnvironmentSpec",
+    "LaneEnvironment",
+    "Transitioned",
+    "families",
+    "make",
+    "vectorise",
+]
+
+families = {
+    "gymnax": "jaxrl_off.envs.gymnax_envs",
+    "brax": "jaxrl_off.envs.brax_envs",
+    "ale": "jaxrl_off.envs.atari",
+    "gymnasium": "jaxrl_off.envs.gymnasium_envs",
+    "probe": "jaxrl_off.envs.probes",
+    "tabular": "jaxrl_off.envs.tabular",
+}
+
+
+def make(name: str, num_envs: int, **parameters: Any) -> Environment:
+    """Build an environment by name.
+
+    Args:
+        name: `"family/id"`; without a family, gymnax is meant. Examples: `"CartPole-v1"`, `"Breakout-MinAtar"`,
+            `"brax/hopper"`, `"ale/breakout"`, `"gymnasium/HalfCheetah-v5"`, `"probe/discount"`, `"tabular/random"`.
+        num_envs: number of lanes that run side by side.
+        **parameters: passed to the family's own `make`.
+
+    Returns:
+        A batched `Environment`.
+
+    Raises:
+        ValueError: for an unknown family, id or parameter.
+        ImportError: if the family's package is not installed; the message names the extra that brings it.
+
+    Example:
+        >>> import jax
+        >>> env = make("CartPole-v1", num_envs=4)
+        >>> state, timestep = env.reset(jax.random.key(0))
+        >>> timestep.observation.shape
+        (4, 4)
+    """
+    family, _, identifier = name.rpartition("/") if "/" in name else ("gymnax", "/", name)
+    if family not in families:
+        raise ValueError(f"unknown environment family {family!r} in {name!r}; known are: {', '.join(families)}.")
+    return importlib.import_module(families[family]).make(identifier, num_envs, **parameters)

@@ -1,0 +1,54 @@
+"""Importance ratios between the current and the behaviour policy, and what they are worth."""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+
+from jaxrl_off.types import Array
+
+
+def importance_ratio(log_prob: Array, behaviour_log_prob: Array, *, log_clip: float = 10.0) -> Array:
+    """Ratio `pi(a|s) / pi_t(a|s)` from log-probabilities, with its logarithm clipped so that it stays finite.
+
+    Args:
+        log_prob: `float[...]`, log pi(a|s). Differentiable.
+        behaviour_log_prob: `float[...]`, log pi_t(a|s) as stored at act time.
+        log_clip: bound on the absolute log-ratio; 10 as the authors' code of Divergence-Augmented Policy Optimization
+            (absent from their paper). `jnp.inf` turns it off.
+
+    Returns:
+        `float[...]`, `exp(clip(log pi - log pi_t, -log_clip, log_clip))`. The gradient is zero where clipped.
+    """
+    chex.assert_equal_shape([log_prob, behaviour_log_prob])
+    return jnp.exp(jnp.clip(log_prob - behaviour_log_prob, -log_clip, log_clip))
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of `values` where `mask` is set; 0 where nothing is. Both `[...]`, the result is a scalar."""
+    chex.assert_equal_shape([values, mask])
+    mask = mask.astype(values.dtype)
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def effective_sample_size(weights: Array, mask: Array | None = None) -> Array:
+    """Kish's effective sample size as a share of the sample, `(sum w)^2 / (n sum w^2)`, in `[0, 1]`.
+
+    Args:
+        weights: `float[...]`, non-negative importance weights.
+        mask: `bool[...]` or None, which of them count.
+
+    Returns:
+        `float[]`: 1 for equal weights, `1/n` when one weight dominates, 0 for an empty sample or when all weights are 0.
+
+    Reference: Fakoor, Chaudhari, Smola, "P3O: Policy-on Policy-off Policy Optimization", UAI 2019, eq. 9.
+
+    Example:
+        >>> float(effective_sample_size(jnp.array([1.0, 1.0, 0.0, 0.0])))
+        0.5
+    """
+    mask = jnp.ones_like(weights) if mask is None else mask.astype(weights.dtype)
+    chex.assert_equal_shape([weights, mask])
+    weights = weights * mask
+    total, squares, count = jnp.sum(weights), jnp.sum(jnp.square(weights)), jnp.sum(mask)
+    return jnp.where(squares > 0, jnp.square(total) / jnp.where(squares > 0, count * squares, 1.0), 0.0)

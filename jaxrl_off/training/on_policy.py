@@ -1,0 +1,420 @@
+"""On-policy learning with reuse: one loop from PPO's few epochs on fresh data to the paper's large, stale replay.
+
+An iteration collects `num_envs x collect_length` samples with the published policy, cuts them into roll-outs, and takes
+`updates_per_iteration` optimiser steps: on minibatches of the fresh data without replacement (`replay_capacity=0`), or on
+uniform samples of a replay. Every `publish_interval` updates the actors get the learner's parameters.
+
+`make_train` gives a pure `train(config, key)` to jit, vmap and shard; `make_loop` gives the same steps one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrl_off.agents.base import Agent, Chunk
+from jaxrl_off.data.replay import empty_replay, make_rollout_replay, minibatch_indices
+from jaxrl_off.envs.base import Environment
+from jaxrl_off.types import Array, PyTree, Timestep
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """Sizes of the loop, all static. A "sample" is one decision of one lane.
+
+    Attributes:
+        total_steps: samples to collect; rounded down to whole iterations.
+        collect_length: decisions per lane and iteration; a multiple of `rollout_length`. The TD(lambda) tail of a roll-out
+            looks ahead to the end of the chunk.
+        rollout_length: decisions per roll-out, the unit that is stored and sampled (1: single transitions).
+        batch_size: samples per optimiser step; a multiple of `rollout_length`.
+        reuse: how often a sample is used on average, `updates x batch_size / samples`.
+        replay_capacity: samples kept over all lanes; 0 means fresh data only, in `reuse` shuffled epochs.
+        publish_interval: updates between publications of the policy to the actors (paper: 100). Publication happens
+            between iterations.
+        burn_in: samples collected before the first update.
+        log_points: rows of metrics that `train` returns; `run` writes as many.
+    """
+
+    total_steps: int
+    collect_length: int = 128
+    rollout_length: int = 1
+    batch_size: int = 128
+    reuse: float = 4.0
+    replay_capacity: int = 0
+    publish_interval: int = 1
+    burn_in: int = 0
+    log_points: int = 50
+
+
+class Plan(NamedTuple):
+    """What `LoopSettings` come to for a number of lanes; all whole numbers."""
+
+    samples_per_iteration: int
+    rollouts_per_iteration: int
+    rollouts_per_batch: int
+    updates_per_iteration: int
+    iterations: int
+    burn_in_iterations: int
+    log_points: int
+    iterations_per_log: int
+
+    @property
+    def total_updates(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.iterations * self.updates_per_iteration
+
+
+def plan(settings: LoopSettings, num_envs: int) -> Plan:
+    """Check the settings and work out the counts.
+
+    Raises:
+        ValueError: naming the sizes that do not fit and the nearest ones that would.
+    """
+    s = settings
+    for name in ("total_steps", "collect_length", "rollout_length", "batch_size", "publish_interval", "log_points"):
+        if getattr(s, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(s, name)}.")
+    if s.collect_length % s.rollout_length:
+        raise ValueError(f"collect_length={s.collect_length} must be a multiple of rollout_length={s.rollout_length}.")
+    if s.batch_size % s.rollout_length:
+        raise ValueError(f"batch_size={s.batch_size} must be a multiple of rollout_length={s.rollout_length}.")
+    samples = num_envs * s.collect_length
+    exact = s.reuse * samples / s.batch_size
+    updates = round(exact)
+    if updates < 1 or abs(updates - exact) > 1e-6 * exact:
+        raise ValueError(
+            f"reuse={s.reuse} of {samples} samples per iteration in batches of {s.batch_size} makes {exact:.3f} updates, "
+            f"which is no whole number; the nearest reuse that fits is {max(updates, 1) * s.batch_size / samples}."
+        )
+    if s.replay_capacity == 0:
+        if samples % s.batch_size or updates % (samples // s.batch_size):
+            raise ValueError(
+                f"without a replay, reuse ({s.reuse}) must be a whole number of epochs and batch_size ({s.batch_size}) must "
+                f"divide num_envs x collect_length ({samples}); set replay_capacity to sample with replacement instead."
+            )
+        if s.burn_in:
+            raise ValueError("burn_in needs a replay; set replay_capacity or burn_in=0.")
+    elif s.replay_capacity < max(samples, s.batch_size) or s.replay_capacity % s.rollout_length:
+        raise ValueError(
+            f"replay_capacity={s.replay_capacity} must be a multiple of rollout_length={s.rollout_length} and hold at least "
+            f"one iteration ({samples} samples) and one batch ({s.batch_size})."
+        )
+    burn_in = -(-s.burn_in // samples)
+    iterations = s.total_steps // samples - burn_in
+    if iterations < 1:
+        raise ValueError(
+            f"total_steps={s.total_steps} is less than one iteration of {samples} samples after {burn_in} of burn-in."
+        )
+    log_points = min(s.log_points, iterations)
+    per_log = iterations // log_points
+    return Plan(
+        samples_per_iteration=samples,
+        rollouts_per_iteration=samples // s.rollout_length,
+        rollouts_per_batch=s.batch_size // s.rollout_length,
+        updates_per_iteration=updates,
+        iterations=log_points * per_log,
+        burn_in_iterations=burn_in,
+        log_points=log_points,
+        iterations_per_log=per_log,
+    )
+
+
+class LoopState(NamedTuple):
+    """Everything a run needs to go on.
+
+    Attributes:
+        agent: the learner.
+        environment: lanes.
+        observation: `[N, ...]`, where they stand.
+        first: `bool[N]`.
+        core: recurrent state of the actors.
+        replay: flashbax state, or `()`.
+        key: consumed by the next iteration.
+        iteration: `int32[]`.
+    """
+
+    agent: Any
+    environment: PyTree
+    observation: PyTree
+    first: Array
+    core: PyTree
+    replay: PyTree
+    key: Array
+    iteration: Array
+
+
+class Loop(NamedTuple):
+    """The pure pieces of a run.
+
+    Attributes:
+        plan: counts.
+        init: `key -> LoopState`, burn-in included.
+        iterate: `LoopState -> (LoopState, metrics)`, one iteration.
+        log_interval: `LoopState -> (LoopState, metrics)`, `plan.iterations_per_log` iterations, metrics summarised.
+    """
+
+    plan: Plan
+    init: Callable[[Array], LoopState]
+    iterate: Callable[[LoopState], tuple[LoopState, dict[str, Array]]]
+    log_interval: Callable[[LoopState], tuple[LoopState, dict[str, Array]]]
+
+
+class TrainResult(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+        state: the last `LoopState`; `state.agent.params` are the parameters.
+        metrics: dict of `float32[log_points]`; see `summarise`.
+    """
+
+    state: LoopState
+    metrics: dict[str, Array]
+
+
+def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, mesh: Mesh | None = None) -> Loop:
+    """Build the loop of one run.
+
+    Args:
+        agent: pure functions.
+        environment: `num_envs` lanes.
+        settings: sizes.
+        mesh: devices with an axis named `"data"`: lanes, replay and batches are split over it, parameters are kept on every
+            device. The program, and up to rounding its result, is that of one device.
+
+    Returns:
+        A `Loop`.
+    """
+    counts = plan(settings, environment.num_envs)
+    replay = None
+    if settings.replay_capacity:
+        replay = make_rollout_replay(settings.replay_capacity // settings.rollout_length, counts.rollouts_per_batch)
+    split, keep = _placements(mesh, environment.num_envs, counts.rollouts_per_batch)
+
+    def collect(state: LoopState) -> tuple[LoopState, Chunk]:
+        key, act_key, step_key = jax.random.split(state.key, 3)
+        act_keys = jax.random.split(act_key, settings.collect_length)
+        step_keys = jax.random.split(step_key, settings.collect_length)
+
+        def step(carry: Any, keys: Any) -> tuple[Any, Any]:
+            env_state, observation, core, first = carry
+            acted = agent.act(state.agent, keys[0], observation, core, first)
+            env_state, timestep = environment.step(keys[1], env_state, acted.action)
+            carry = (env_state, timestep.observation, acted.core, timestep.first)
+            return carry, (observation, first, acted, timestep._replace(observation=None, first=None))
+
+        carry = (state.environment, state.observation, state.core, state.first)
+        carry, (observation, first, acted, timestep) = jax.lax.scan(step, carry, (act_keys, step_keys))
+        env_state, last_observation, core, last_first = carry
+        timestep: Timestep
+        chunk = Chunk(
+            observation=observation,
+            first=first,
+            acted=acted,
+            initial_core=state.core,
+            reward=timestep.reward,
+            terminated=timestep.terminated,
+            truncated=timestep.truncated,
+            valid=timestep.valid,
+            final_observation=timestep.final_observation,
+            episode=timestep.episode,
+            last_observation=last_observation,
+            last_first=last_first,
+        )
+        state = state._replace(
+            environment=split(env_state),
+            observation=split(last_observation),
+            first=last_first,
+            core=split(core),
+            key=key,
+        )
+        return state, chunk
+
+    def gather(state: LoopState) -> tuple[LoopState, PyTree, dict[str, Array]]:
+        """Collect a chunk, store its roll-outs."""
+        state, chunk = collect(state)
+        rollouts = agent.process(state.agent, chunk, settings.rollout_length)
+        if replay is not None:
+            state = state._replace(replay=replay.add(state.replay, rollouts))
+        episode = chunk.episode
+        done = episode.done.astype(jnp.float32)
+        statistics = {
+            "episodes": jnp.sum(done),
+            "episode_return_sum": jnp.sum(jnp.where(episode.done, episode.episode_return, 0.0)),
+            "episode_length_sum": jnp.sum(done * episode.length),
+            "reward_mean": jnp.mean(chunk.reward),
+        }
+        return state, rollouts, statistics
+
+    def iterate(state: LoopState) -> tuple[LoopState, dict[str, Array]]:
+        state, rollouts, statistics = gather(state)
+        key, sample_key = jax.random.split(state.key)
+        if replay is None:
+            minibatches = counts.rollouts_per_iteration // counts.rollouts_per_batch
+            epochs = counts.updates_per_iteration // minibatches
+            choices: Array = minibatch_indices(sample_key, counts.rollouts_per_iteration, minibatches, epochs)
+        else:
+            choices = jax.random.split(sample_key, counts.updates_per_iteration)
+
+        def update(learner: Any, choice: Array) -> tuple[Any, dict[str, Array]]:
+            if replay is None:
+                batch = jax.tree.map(lambda leaf: jnp.take(leaf, choice, axis=0, unique_indices=True), rollouts)
+            else:
+                batch = replay.sample(state.replay, choice).experience
+            learner, metrics = agent.update(learner, choice, split(batch))
+            return keep(learner), metrics
+
+        learner, metrics = jax.lax.scan(update, state.agent, choices)
+        metrics = {
+            name: jnp.max(value) if name == "staleness_max" else jnp.mean(value) for name, value in metrics.items()
+        }
+        done_before = state.iteration * counts.updates_per_iteration // settings.publish_interval
+        done_after = (state.iteration + 1) * counts.updates_per_iteration // settings.publish_interval
+        published = agent.publish(learner)
+        learner = jax.tree.map(lambda new, old: jnp.where(done_after > done_before, new, old), published, learner)
+        state = state._replace(agent=learner, key=key, iteration=state.iteration + 1)
+        return state, metrics | statistics
+
+    def init(key: Array) -> LoopState:
+        agent_key, environment_key, loop_key = jax.random.split(key, 3)
+        env_state, timestep = environment.reset(environment_key)
+        state = LoopState(
+            agent=keep(agent.init(agent_key)),
+            environment=split(env_state),
+            observation=split(timestep.observation),
+            first=timestep.first,
+            core=split(agent.initial_core(environment.num_envs)),
+            replay=(),
+            key=loop_key,
+            iteration=jnp.zeros((), jnp.int32),
+        )
+        if replay is not None:
+
+            def one_chunk(state: LoopState) -> PyTree:
+                return agent.process(state.agent, collect(state)[1], settings.rollout_length)
+
+            state = state._replace(replay=empty_replay(replay, jax.eval_shape(one_chunk, state)))
+        if counts.burn_in_iterations:
+            state, _ = jax.lax.scan(lambda s, _: (gather(s)[0], None), state, None, counts.burn_in_iterations)
+        return state
+
+    def log_interval(state: LoopState) -> tuple[LoopState, dict[str, Array]]:
+        state, metrics = jax.lax.scan(lambda s, _: iterate(s), state, None, counts.iterations_per_log)
+        return state, summarise(metrics, state.iteration, counts)
+
+    return Loop(counts, init, iterate, log_interval)
+
+
+def summarise(metrics: dict[str, Array], iteration: Array, counts: Plan) -> dict[str, Array]:
+    """One row from the metrics `[I]` of consecutive iterations.
+
+    Means, but for: `episode_return` and `episode_length` (over the episodes that ended; NaN if none did), `episodes` (their
+    number), `staleness_max` and `nonfinite` (largest), `steps` (samples so far), `updates`, `reuse` (samples used over
+    samples collected, so far).
+    """
+    totals = {name: jnp.sum(value) for name, value in metrics.items()}
+    row = {name: jnp.mean(value) for name, value in metrics.items()}
+    episodes = totals["episodes"]
+    for name in ("episode_return", "episode_length"):
+        total = totals[f"{name}_sum"]
+        row[name] = jnp.where(episodes > 0, total / jnp.maximum(episodes, 1.0), jnp.nan)
+        del row[f"{name}_sum"]
+    updates = (iteration * counts.updates_per_iteration).astype(jnp.float32)
+    steps = (iteration + counts.burn_in_iterations).astype(jnp.float32) * counts.samples_per_iteration
+    batch = counts.rollouts_per_batch * counts.samples_per_iteration / counts.rollouts_per_iteration
+    return row | {
+        "episodes": episodes,
+        "staleness_max": jnp.max(metrics["staleness_max"]),
+        "nonfinite": jnp.max(metrics["nonfinite"]),
+        "steps": steps,
+        "updates": updates,
+        "reuse": updates * batch / steps,
+    }
+
+
+def make_train(
+    make_agent: Callable[..., Agent],
+    environment: Environment,
+    settings: LoopSettings,
+    mesh: Mesh | None = None,
+) -> Callable[[Any, Array], TrainResult]:
+    """A pure function that trains from start to end.
+
+    Args:
+        make_agent: `(config, spec, total_updates=...) -> Agent`, for example `jaxrl_off.agents.make`.
+        environment: lanes; must be pure to be vmapped.
+        settings: sizes.
+        mesh: see `make_loop`.
+
+    Returns:
+        `train(config, key) -> TrainResult`. `jax.jit` it; `jax.vmap` it over stacked configs and keys (or use `sweep`).
+
+    Example:
+        >>> from jaxrl_off import agents, envs
+        >>> settings = LoopSettings(total_steps=1024, collect_length=64, log_points=2)
+        >>> train = make_train(agents.make, envs.make("CartPole-v1", num_envs=4), settings)
+        >>> result = jax.jit(train)(agents.preset("ppo_gae"), jax.random.key(0))
+        >>> result.metrics["steps"]
+        Array([ 512., 1024.], dtype=float32)
+    """
+    counts = plan(settings, environment.num_envs)
+
+    def train(config: Any, key: Array) -> TrainResult:
+        agent = make_agent(config, environment.spec, total_updates=counts.total_updates)
+        loop = make_loop(agent, environment, settings, mesh)
+        state, metrics = jax.lax.scan(lambda s, _: loop.log_interval(s), loop.init(key), None, counts.log_points)
+        return TrainResult(state, metrics)
+
+    return train
+
+
+def sweep(train: Callable[[Any, Array], Any], configs: Any, keys: Array) -> Any:
+    """Train a grid in one program: `configs` (leaves `[G]`) against `keys` (`[G]`).
+
+    On an accelerator this is `jax.vmap`; on CPU the members run one after another (`jax.lax.map`), because XLA's CPU
+    backend runs batches of small convolutions and matrix products slower than one by one.
+
+    Returns:
+        What `train` returns, with a leading axis `[G]`.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda member: train(*member), (configs, keys))
+    return jax.vmap(train)(configs, keys)
+
+
+def stack_configs(configs: list[Any]) -> Any:
+    """Stack configs that share their static fields into one with leaves `[G]`.
+
+    Raises:
+        ValueError: if they differ in a static field (another program is needed for each).
+    """
+    structures = {jax.tree.structure(config) for config in configs}
+    if len(structures) != 1:
+        raise ValueError(
+            f"{len(configs)} configs fall into {len(structures)} groups with different static fields; sweep each apart."
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *configs)
+
+
+def _placements(mesh: Mesh | None, num_envs: int, batch: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How to split lanes and batches over a mesh, and how to keep the learner on every device."""
+    if mesh is None:
+        return (lambda tree: tree), (lambda tree: tree)
+    size = mesh.shape["data"]
+    if num_envs % size or batch % size:
+        raise ValueError(
+            f"num_envs={num_envs} and the {batch} roll-outs of a batch must be multiples of the {size} devices of the mesh."
+        )
+
+    def place(axes: tuple[str, ...]) -> Callable[[Any], Any]:
+        def put(leaf: Array) -> Array:
+            spec = PartitionSpec(*axes[: leaf.ndim]) if leaf.shape[:1] != () else PartitionSpec()
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+        return lambda tree: jax.tree.map(put, tree)
+
+    return place(("data",)), place(())

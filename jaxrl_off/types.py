@@ -1,0 +1,99 @@
+"""The data that flows between environments, agents, loops and estimators.
+
+Every container is a `NamedTuple` and therefore a pytree. Shapes are written for one environment lane; a leading axis
+`[N]` (lanes), `[T]` (time) or `[B]` (batch) is added by whoever stacks them and is named where that happens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class EpisodeStatistics(NamedTuple):
+    """What a whole episode (for Atari: a whole game, not one life) was worth, reported on the step that ends it.
+
+    Attributes:
+        done: `bool[]`, whether an episode ended on this step. The other fields mean something only where this is True.
+        episode_return: `float32[]`, undiscounted sum of the *unclipped* rewards of the episode that ended.
+        length: `int32[]`, number of decisions of the episode that ended.
+    """
+
+    done: Array
+    episode_return: Array
+    length: Array
+
+
+class Timestep(NamedTuple):
+    """What an environment answers to `reset` and `step`.
+
+    `reward`, `terminated`, `truncated`, `final_observation`, `valid` and `episode` describe the transition that has just
+    been made; `observation` and `first` describe where the agent stands now, after any automatic reset.
+
+    Attributes:
+        observation: the observation to act on next. After the end of an episode it belongs to the next episode.
+        reward: `float32[]`, the reward the learner sees (clipped if the environment clips).
+        terminated: `bool[]`, the trace ended and the value of what follows is zero (a life lost counts, where configured).
+        truncated: `bool[]`, the trace was cut; bootstrap from `final_observation`. False where `terminated`.
+        final_observation: the successor observation of the transition, before any automatic reset.
+        first: `bool[]`, whether `observation` starts a new trace, so that recurrent state is to be reset before it.
+        valid: `bool[]`, False for the fake transition an ALE reset makes; such a transition must carry no weight.
+        episode: statistics of the episode that ended here, if one did.
+    """
+
+    observation: PyTree
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: PyTree
+    first: Array
+    valid: Array
+    episode: EpisodeStatistics
+
+
+class Rollout(NamedTuple):
+    """A contiguous piece of behaviour, the unit that a replay stores and an on-policy learner samples.
+
+    Fields up to `advantage` have a leading time axis `[T]`; the rest describe the whole piece. "Behaviour" quantities
+    were computed in float32 when the action was taken and are never recomputed.
+
+    Attributes:
+        observation: `[T, ...]`, what was acted on.
+        action: `int32[T]` or `float32[T, A]`.
+        reward: `float32[T]`.
+        terminated: `bool[T]`.
+        truncated: `bool[T]`.
+        valid: `bool[T]`, False where the transition is fake and carries no weight.
+        first: `bool[T]`, whether recurrent state is reset before this step.
+        behaviour_log_prob: `float32[T]`, log pi_t(a|s) of the policy that acted.
+        behaviour_value: `float32[T]`, V_t(s).
+        final_value: `float32[T]`, V_t(final_observation) where `truncated`, else 0.
+        behaviour_parameters: distribution parameters of pi_t(.|s), `[T, ...]`, or `()` where no loss needs them.
+        advantage: `float32[T]`, generalised advantage estimate under V_t.
+        lambda_return: `float32[T]`, TD(lambda) return under V_t.
+        tail_value: `float32[]`, lambda * q + (1 - lambda) * V_t of the state that follows the last step; what the last
+            step bootstraps from (papers' TD(lambda) tail). 0 where that step ended the trace.
+        core_state: recurrent state before the first step, or `()`.
+        policy_version: `int32[]`, number of learner updates behind the policy that acted.
+    """
+
+    observation: PyTree
+    action: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    valid: Array
+    first: Array
+    behaviour_log_prob: Array
+    behaviour_value: Array
+    final_value: Array
+    behaviour_parameters: PyTree
+    advantage: Array
+    lambda_return: Array
+    tail_value: Array
+    core_state: PyTree
+    policy_version: Array
