@@ -94,7 +94,9 @@ def _convolve_patches(x: Array, kernel: Array, stride: int) -> Array:
         for i in range(size)
         for j in range(size)
     ]
-    return jnp.concatenate(slices, axis=-1) @ kernel.reshape(-1, features)
+    # One row per output pixel: the gradient of a product with several contracted axes is much slower.
+    patches = jnp.concatenate(slices, axis=-1).reshape(-1, size * size * kernel.shape[2])
+    return (patches @ kernel.reshape(-1, features)).reshape(*batch, out_height, out_width, features)
 
 
 class MLP(nn.Module):

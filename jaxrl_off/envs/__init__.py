@@ -60,7 +60,7 @@ def make(name: str, num_envs: int, **parameters: Any) -> Environment:
         >>> timestep.observation.shape
         (4, 4)
     """
-    family, _, identifier = name.rpartition("/") if "/" in name else ("gymnax", "/", name)
+    family, _, identifier = name.partition("/") if "/" in name else ("gymnax", "/", name)
     if family not in families:
         raise ValueError(f"unknown environment family {family!r} in {name!r}; known are: {', '.join(families)}.")
     return importlib.import_module(families[family]).make(identifier, num_envs, **parameters)

@@ -1,14 +1,15 @@
 """The environment interface: two functions and a description.
 
 An `Environment` is batched over `num_envs` lanes. `reset(key) -> (state, Timestep)` starts every lane;
-`step(key, state, action) -> (state, Timestep)` advances every lane and resets the lanes whose episode ended, keeping the
-final observation. Environments written in JAX describe one lane (`LaneEnvironment`) and are vectorised here.
+`step(key, state, action) -> (state, Timestep)` advances every lane and resets the lanes whose episode ended, keeping
+the final observation. Environments written in JAX describe one lane (`LaneEnvironment`) and are vectorised here.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +56,9 @@ class Environment(NamedTuple):
         num_envs: number of lanes `N`.
         reset: `key -> (state, Timestep[N])`.
         step: `(key, state, action[N]) -> (state, Timestep[N])`.
-        pure: True if `state` holds everything, so that it can be vmapped, replayed and checkpointed. False for emulators
-            that live outside JAX (ALE, MuJoCo): those run inside `jit` and `scan`, but not under `vmap`, and a resumed run
-            starts new episodes.
+        pure: True if `state` holds everything, so that it can be vmapped, replayed and checkpointed. False for
+            emulators that live outside JAX (ALE, MuJoCo): those run inside `jit` and `scan`, but not under `vmap`, and
+            a resumed run starts new episodes.
         close: releases outside resources; a no-op for pure environments.
     """
 
@@ -80,7 +81,13 @@ class Transitioned(NamedTuple):
 
 
 class LaneEnvironment(NamedTuple):
-    """One lane, without automatic reset: `reset(key) -> (observation, state)`, `step(key, state, action) -> Transitioned`."""
+    """One lane, without automatic reset.
+
+    Attributes:
+        spec: shapes and spaces.
+        reset: `key -> (observation, state)`.
+        step: `(key, state, action) -> Transitioned`.
+    """
 
     spec: EnvironmentSpec
     reset: Callable[[Array], tuple[PyTree, PyTree]]

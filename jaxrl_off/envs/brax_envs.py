@@ -113,9 +113,10 @@ def lane_environment(env: Any, name: str, episode_length: int) -> LaneEnvironmen
 
     def step(key: Array, state: BraxState, action: Array) -> Transitioned:
         del key  # the physics is deterministic
-        after = env.step(state.simulation, clip_action(space, action))
+        # brax writes into the dictionaries of the state it is given, hence the copy; and some of its environments
+        # return metrics in another type than their reset does, where a scan needs one.
+        after = env.step(jax.tree.map(lambda leaf: leaf, state.simulation), clip_action(space, action))
         time = state.time + 1
-        # Some environments return a metric or a flag in another dtype than their reset does; a scan needs one.
         simulation = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, state.simulation)
         terminated = after.done > 0.5
         return Transitioned(

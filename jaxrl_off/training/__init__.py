@@ -1,0 +1,46 @@
+"""Training loops: pure `train(config, key)` for notebooks, and `run` with files, progress and exact resume."""
+
+from jaxrl_off.training.checkpoints import CheckpointError
+from jaxrl_off.training.evaluation import Evaluation, evaluate, summarise_evaluation
+from jaxrl_off.training.on_policy import (
+    Loop,
+    LoopSettings,
+    LoopState,
+    Plan,
+    TrainResult,
+    make_loop,
+    make_train,
+    plan,
+    stack_configs,
+    summarise,
+    sweep,
+)
+from jaxrl_off.training.regimes import REGIMES, Regime, regime
+from jaxrl_off.training.run import LoadedRun, RunResult, TrainingDiverged, TrainingInterrupted, load_run, run
+
+__all__ = [
+    "REGIMES",
+    "CheckpointError",
+    "Evaluation",
+    "LoadedRun",
+    "Loop",
+    "LoopSettings",
+    "LoopState",
+    "Plan",
+    "Regime",
+    "RunResult",
+    "TrainResult",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "evaluate",
+    "load_run",
+    "make_loop",
+    "make_train",
+    "plan",
+    "regime",
+    "run",
+    "stack_configs",
+    "summarise",
+    "summarise_evaluation",
+    "sweep",
+]

@@ -10,7 +10,8 @@ uniform samples of a replay. Every `publish_interval` updates the actors get the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -101,7 +101,7 @@ def test_effective_sample_size_agrees_with_numpy(weights, mask):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
 def test_effective_sample_size_does_not_depend_on_the_scale(scale):
-    """Products of ratios along a trajectory are easily this small or large; 1e-30 and 1e30 are ordinary float32 numbers."""
+    """Products of ratios along a trajectory are easily this small or large, and float32 holds them."""
     assert float(effective_sample_size(jnp.full(5, scale))) == pytest.approx(1.0, rel=1e-5)
     assert float(effective_sample_size(scale * jnp.array([1.0, 3.0]))) == pytest.approx(0.8, rel=1e-5)
 
@@ -110,7 +110,11 @@ def test_effective_sample_size_special_cases():
     assert float(effective_sample_size(jnp.array([0.0, 0.0, 7.0, 0.0]))) == pytest.approx(0.25)
     assert float(effective_sample_size(jnp.zeros(4))) == 0.0
     assert float(effective_sample_size(jnp.ones(4), jnp.zeros(4, bool))) == 0.0
-    assert float(effective_sample_size(jnp.array([1.0, jnp.inf]), jnp.array([True, False]))) == 1.0
+
+
+@pytest.mark.parametrize("outlier", [jnp.inf, jnp.nan])
+def test_effective_sample_size_ignores_what_is_not_selected_even_if_it_is_not_finite(outlier):
+    assert float(effective_sample_size(jnp.array([1.0, outlier]), jnp.array([True, False]))) == 1.0
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, 1.0], [0.0, 5.0]])

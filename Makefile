@@ -1,0 +1,49 @@
+# Two commands do everything: `make reproduce` and `make test`. Needs Python >= 3.11, make and git.
+PYTHON ?= python3
+PRESET ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce test test-fast lint format report throughput atari-smoke clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,dev]"
+	@touch $@
+
+install: $(INSTALLED)  ## create .venv with exactly the tested versions
+
+reproduce: $(INSTALLED)  ## run every paper's benchmark (PRESET=quick|cpu|gpu|paper), write results/report.html
+	$(BIN)/python -m benchmarks.reproduce --preset $(PRESET)
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(INSTALLED)  ## run the tests that take seconds
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(INSTALLED)  ## check style
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(INSTALLED)  ## apply style
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+report: $(INSTALLED)  ## rebuild results/report.html from the results at hand
+	$(BIN)/python -m benchmarks.report
+
+throughput: $(INSTALLED)  ## measure speed against rejax in an environment of its own
+	$(BIN)/python -m benchmarks.throughput
+
+atari-smoke: $(INSTALLED)  ## watch learning start on one real Atari game (minutes)
+	$(BIN)/python -m benchmarks.dapo_atari --preset smoke
+
+clean:  ## remove the environments and everything that runs leave behind
+	rm -rf $(VENV) .venv-peers results runs build dist *.egg-info

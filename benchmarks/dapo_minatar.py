@@ -1,0 +1,306 @@
+"""Divergence-Augmented Policy Optimization (Wang et al., NeurIPS 2019) on MinAtar: does the divergence pay, and where?
+
+`python -m benchmarks.dapo_minatar --preset quick|cpu|gpu|paper [--workers N] [--output FILE]`
+
+Every method is tuned with the same budget (9 settings: 3 learning rates x 3 values of its second parameter) on tuning seeds
+in each regime, and judged on fresh seeds with the chosen setting. Score of a run: mean training return over the last fifth of
+its samples, as the paper scores training actors. The map varies reuse, staleness and learning rate around PPO and PPO+DA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import Job, pairs, provenance, run_all, write_json
+
+HERE = Path(__file__).parent
+ALL_GAMES = ("Breakout", "Asterix", "SpaceInvaders", "Freeway")
+
+# method -> (agent preset, static overrides, name and values of the parameter tuned beside the learning rate)
+METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
+    "PPO": ("ppo", {}, "clip_epsilon", (0.1, 0.2, 0.3)),
+    "PPO+Entropy": ("ppo_entropy", {}, "divergence_coefficient", (0.01, 0.03, 0.1)),
+    "PPO+DA (1-step)": ("ppo_da_one_step", {}, "divergence_coefficient", (0.2, 0.5, 1.0)),
+    "PPO+DA": ("ppo_da", {}, "divergence_coefficient", (0.2, 0.5, 1.0)),
+    "IS (no clip, no divergence)": ("importance_weighted", {}, "entropy_coefficient", (0.0, 0.003, 0.01)),
+    "DAPO (eq. 13)": ("dapo", {}, "divergence_coefficient", (0.5, 1.0, 2.0)),
+    "V-trace": ("vtrace", {}, "entropy_coefficient", (0.0, 0.003, 0.01)),
+}
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+REGIMES: dict[str, dict[str, Any]] = {
+    # Each sample is used 8 times (paper: about 7) from a stale replay: 512 updates of buffer life.
+    "data-scarce": dict(num_envs=16, reuse=8.0, replay_capacity=32768, steps_factor=1),
+    # Four times the actors and samples, as the paper's 64 against 16; each sample is used once, within 32 updates.
+    "data-rich": dict(num_envs=64, reuse=1.0, replay_capacity=16384, steps_factor=4),
+}
+LOOP = dict(collect_length=32, rollout_length=32, batch_size=512, burn_in=1024, log_points=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Size of the benchmark; `steps` are those of the data-scarce regime (`steps_factor` times as many in the other)."""
+
+    games: tuple[str, ...]
+    methods: tuple[str, ...]
+    regimes: tuple[str, ...]
+    steps: int
+    seeds: int
+    tuning_games: tuple[str, ...] = ()
+    tuning_seeds: int = 0
+    tuning_steps: int = 0
+    map_games: tuple[str, ...] = ()
+    map_reuse: tuple[float, ...] = ()
+    map_capacity: tuple[int, ...] = ()
+    map_steps: int = 0
+    map_seeds: int = 0
+
+
+PRESETS = {
+    "quick": Preset(
+        games=("Breakout",),
+        methods=("PPO", "PPO+DA", "IS (no clip, no divergence)", "DAPO (eq. 13)"),
+        regimes=("data-scarce", "data-rich"),
+        steps=50_000,
+        seeds=2,
+    ),
+    "cpu": Preset(
+        # Freeway's episodes last 2,500 steps: 100,000 samples are two or three episodes a lane, no place to learn.
+        games=("Breakout", "Asterix", "SpaceInvaders"),
+        methods=tuple(METHODS),
+        regimes=("data-scarce", "data-rich"),
+        steps=100_000,
+        seeds=5,
+        tuning_games=("Breakout", "Asterix"),
+        tuning_seeds=1,
+        tuning_steps=50_000,
+        map_games=("Breakout",),
+        map_reuse=(1.0, 4.0, 16.0),
+        map_capacity=(2048, 16384),
+        map_steps=50_000,
+        map_seeds=3,
+    ),
+    "gpu": Preset(
+        games=ALL_GAMES,
+        methods=tuple(METHODS),
+        regimes=("data-scarce", "data-rich"),
+        steps=2_000_000,
+        seeds=10,
+        tuning_games=("Breakout", "Asterix"),
+        tuning_seeds=3,
+        tuning_steps=500_000,
+        map_games=ALL_GAMES,
+        map_reuse=(1.0, 4.0, 16.0),
+        map_capacity=(2048, 32768, 262144),
+        map_steps=1_000_000,
+        map_seeds=10,
+    ),
+    "paper": Preset(
+        games=ALL_GAMES,
+        methods=tuple(METHODS),
+        regimes=("data-scarce", "data-rich"),
+        steps=10_000_000,
+        seeds=10,
+        tuning_games=ALL_GAMES,
+        tuning_seeds=3,
+        tuning_steps=2_000_000,
+        map_games=ALL_GAMES,
+        map_reuse=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        map_capacity=(2048, 16384, 131072),
+        map_steps=2_000_000,
+        map_seeds=10,
+    ),
+}
+
+
+def make_job(
+    game: str,
+    method: str,
+    conditions: dict[str, Any],
+    steps: int,
+    members: list[tuple[dict[str, float], int]],
+    **cell: Any,
+) -> Job:
+    """A job of this benchmark; `members` are (overrides of reals, seed)."""
+    preset_name, static, _, _ = METHODS[method]
+    settings = {**LOOP, **conditions, "total_steps": steps * conditions["steps_factor"]}
+    num_envs = settings.pop("num_envs")
+    del settings["steps_factor"]
+    return Job(
+        environment=f"{game}-MinAtar",
+        num_envs=num_envs,
+        method=method,
+        preset=preset_name,
+        static=pairs(static),
+        settings=pairs(settings),
+        members=tuple((pairs(reals), seed) for reals, seed in members),
+        cell=pairs({"game": game, **cell}),
+    )
+
+
+def grid(method: str) -> list[dict[str, float]]:
+    """The nine settings every method is tuned over."""
+    _, _, name, values = METHODS[method]
+    return [{"learning_rate": rate, name: value} for rate in LEARNING_RATES for value in values]
+
+
+def tuning_jobs(preset: Preset) -> list[Job]:
+    """Every method, regime, tuning game and setting, on seeds that the final runs do not use."""
+    return [
+        make_job(
+            game,
+            method,
+            REGIMES[regime],
+            preset.tuning_steps,
+            [(setting, 1000 + seed) for setting in grid(method) for seed in range(preset.tuning_seeds)],
+            stage="tuning",
+            regime=regime,
+        )
+        for game in preset.tuning_games
+        for regime in preset.regimes
+        for method in preset.methods
+    ]
+
+
+def choose(results: list[dict[str, Any]], preset: Preset) -> dict[str, dict[str, dict[str, float]]]:
+    """Best setting by regime and method: highest mean over games of the score, each game scaled by its best cell.
+
+    Without a tuning stage every method keeps its preset's defaults.
+    """
+    from benchmarks.statistics import run_score
+
+    chosen: dict[str, dict[str, dict[str, float]]] = {}
+    for regime in preset.regimes:
+        chosen[regime] = {method: {} for method in preset.methods}
+        table: dict[str, dict[tuple, dict[str, list[float]]]] = {}
+        for result in results:
+            if result["regime"] != regime:
+                continue
+            for run in result["runs"]:
+                by_setting = table.setdefault(result["method"], {}).setdefault(pairs(run["reals"]), {})
+                by_setting.setdefault(result["game"], []).append(run_score(run))
+        means = {
+            (method, setting): {game: sum(scores) / len(scores) for game, scores in games.items()}
+            for method, settings in table.items()
+            for setting, games in settings.items()
+        }
+        best = {game: max(cell[game] for cell in means.values()) for game in preset.tuning_games} if means else {}
+        for method in table:
+            scaled = {
+                s: sum(v / max(best[g], 1e-9) for g, v in c.items()) for (m, s), c in means.items() if m == method
+            }
+            chosen[regime][method] = dict(max(scaled, key=scaled.__getitem__))
+    return chosen
+
+
+def final_jobs(preset: Preset, chosen: dict[str, dict[str, dict[str, float]]]) -> list[Job]:
+    """Every method with its chosen setting on fresh seeds."""
+    return [
+        make_job(
+            game,
+            method,
+            REGIMES[regime],
+            preset.steps,
+            [(chosen[regime][method], seed) for seed in range(preset.seeds)],
+            stage="final",
+            regime=regime,
+        )
+        for game in preset.games
+        for regime in preset.regimes
+        for method in preset.methods
+    ]
+
+
+def map_jobs(preset: Preset) -> list[Job]:
+    """PPO against PPO+DA, and the unclipped pair, over reuse and replay size, at three learning rates."""
+    methods = ("PPO", "PPO+DA", "IS (no clip, no divergence)", "DAPO (eq. 13)")
+    return [
+        make_job(
+            game,
+            method,
+            {**REGIMES["data-scarce"], "reuse": reuse, "replay_capacity": capacity},
+            preset.map_steps,
+            [({"learning_rate": rate}, 2000 + s) for rate in LEARNING_RATES for s in range(preset.map_seeds)],
+            stage="map",
+            regime="map",
+            reuse=reuse,
+            capacity=capacity,
+        )
+        for game in preset.map_games
+        for reuse in preset.map_reuse
+        for capacity in preset.map_capacity
+        for method in methods
+    ]
+
+
+def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[str, Any]:
+    """Run a preset and write its JSON; returns what was written."""
+    preset = PRESETS[preset_name]
+    started = time.perf_counter()
+    tuning = run_all(tuning_jobs(preset), cache, workers=workers, title="tuning") if preset.tuning_seeds else []
+    chosen = choose(tuning, preset)
+    final = run_all(final_jobs(preset, chosen), cache, workers=workers, title="final runs")
+    mapped = run_all(map_jobs(preset), cache, workers=workers, title="map") if preset.map_seeds else []
+    content = {
+        "benchmark": "dapo_minatar",
+        "preset": preset_name,
+        "provenance": provenance(),
+        "workers": workers,
+        "seconds": round(time.perf_counter() - started, 1),
+        "compute_seconds": round(sum(r["compile_seconds"] + r["run_seconds"] for r in tuning + final + mapped), 1),
+        "sizes": dataclasses.asdict(preset),
+        "chosen": chosen,
+        "final": final,
+        "tuning": [_without_curves(result) for result in tuning],
+        "map": [_without_curves(result) for result in mapped],
+    }
+    write_json(output, content)
+    return content
+
+
+def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
+    """Keep scores instead of curves, so that a committed file stays small."""
+    from benchmarks.statistics import last_fifth, run_score
+
+    runs = [
+        {
+            "reals": run["reals"],
+            "seed": run["seed"],
+            "score": run_score(run),
+            "half_squared_log_ratio": last_fifth(run["curves"]["half_squared_log_ratio"]),
+            "staleness_mean": last_fifth(run["curves"]["staleness_mean"]),
+        }
+        for run in result["runs"]
+    ]
+    return {**result, "runs": runs}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
+    )
+    parser.add_argument("--cache", type=Path, default=Path("results/cache/dapo_minatar"), help="finished jobs")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    workers = options.workers
+    if workers is None:
+        import jax
+
+        workers = len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 0
+    output = options.output or Path(f"results/dapo_minatar_{options.preset}.json")
+    content = run(options.preset, workers=workers, cache=options.cache, output=output)
+    from benchmarks.statistics import print_minatar
+
+    print_minatar(content)
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""One self-contained HTML page from the result files: fresh ones in `results/`, committed ones in `benchmarks/results/`.
+
+`python -m benchmarks.report` writes `results/report.html` and the plots as PNG in `results/plots/`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dapo_atari import atari_row
+from benchmarks.statistics import summarise_minatar
+
+COMMITTED = Path(__file__).parent / "results"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13.5px; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #d9dee5; text-align: left; vertical-align: top; }
+th { background: #f2f5f8; } img { max-width: 100%; } code { background: #f2f5f8; padding: 0 .2rem; }
+.reproduced { color: #11734b; font-weight: 600; } .not { color: #b3261e; font-weight: 600; } .undecided { color: #7a5c00; }
+.where { color: #5a6675; font-size: 13px; }
+"""
+
+
+def write_report(results: Path) -> Path:
+    """Build the page from all result files; returns its path."""
+    plots = results / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    contents = [
+        json.loads(path.read_text()) for folder in (results, COMMITTED) for path in sorted(folder.glob("*.json"))
+    ]
+    sections = {"dapo_minatar": minatar_section, "dapo_atari": atari_section, "throughput": throughput_section}
+    body = ["<h1>jaxrl_off: results</h1>"]
+    for kind, section in sections.items():
+        for content in contents:
+            if content.get("benchmark") == kind:
+                body.append(section(content, plots))
+    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>jaxrl_off: results</title><style>{STYLE}</style>"
+    path = results / "report.html"
+    path.write_text(f"{page}</head><body>{''.join(body)}</body></html>")
+    return path
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """An HTML table; cells that are already markup are tuples of one string."""
+
+    def cell(value: Any) -> str:
+        return value[0] if isinstance(value, tuple) else html.escape(str(value))
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    lines = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{lines}</table>"
+
+
+def figure(drawing: Any, path: Path) -> str:
+    """Save a matplotlib figure as PNG and return it as an inline image."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(drawing)
+    path.write_bytes(buffer.getvalue())
+    return f"<img alt='{path.stem}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+
+
+def where(content: dict[str, Any]) -> str:
+    """Hardware, versions, command and date of a result file."""
+    p = content["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in p["versions"].items())
+    spent = f"; {content['compute_seconds'] / 60:.0f} process-minutes" if "compute_seconds" in content else ""
+    return (
+        f"<p class='where'><code>{html.escape(p['command'])}</code><br>{p['date']}; {html.escape(p['device'])}, "
+        f"{html.escape(p['processor'])}, {p['cores']} cores; Python {p['python']}, {versions}{spent}</p>"
+    )
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def minatar_section(content: dict[str, Any], plots: Path) -> str:
+    """Tables, learning curves and the map of a MinAtar result file."""
+    summary, name = summarise_minatar(content), f"dapo_minatar_{content['preset']}"
+    sizes = content["sizes"]
+    parts = [
+        f"<h2>Divergence-Augmented Policy Optimization on MinAtar: preset <code>{content['preset']}</code></h2>",
+        where(content),
+        f"<p>{sizes['steps']:,} samples per run where data are scarce, {sizes['seeds']} seeds; score: mean training return over "
+        "the last fifth of the samples. KL: half the mean squared log-ratio to the behaviour policy in the batches.</p>",
+    ]
+    claims = [
+        [
+            row["claim"],
+            row["paper"],
+            f"{row['ours']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            (f"<span class='{row['verdict'].split()[0]}'>{row['verdict']}</span>",),
+        ]
+        for row in summary["claims"]
+    ]
+    parts.append("<h3>The paper's statements beside ours (95 % bootstrap intervals over seeds)</h3>")
+    parts.append(table(["statement", "paper", "ours: relative difference", "verdict"], claims))
+    for regime, scores in summary["scores"].items():
+        games = list(next(iter(scores.values())))
+        rows = []
+        for method, by_game in scores.items():
+            aggregate = summary["aggregate"][regime][method]
+            low, high = aggregate["iqm_interval"]
+            better = "-"
+            if "improvement_on_ppo" in aggregate:
+                worst, best = aggregate["improvement_interval"]
+                better = f"{aggregate['improvement_on_ppo']:.2f} [{worst:.2f}, {best:.2f}]"
+            setting = ", ".join(f"{k}={v:g}" for k, v in content["chosen"][regime][method].items()) or "defaults"
+            rows.append(
+                [
+                    method,
+                    *(f"{by_game[game]['mean']:.2f} ± {by_game[game]['standard_error']:.2f}" for game in games),
+                    f"{aggregate['iqm']:.2f} [{low:.2f}, {high:.2f}]",
+                    better,
+                    f"{np.mean([by_game[game]['kl'] for game in games]):.4f}",
+                    setting,
+                ]
+            )
+        parts.append(f"<h3>{regime}</h3>")
+        parts.append(
+            table(
+                ["method", *games, "IQM [95 %]", "P(better than PPO) [95 %]", "KL to behaviour", "tuned setting"], rows
+            )
+        )
+    parts.append(figure(minatar_curves(content), plots / f"{name}_curves.png"))
+    if summary["map"]:
+        parts.append("<h3>Where the divergence pays: reuse, replay size and learning rate</h3>")
+        parts.append(figure(minatar_map(summary["map"]), plots / f"{name}_map.png"))
+        columns = [
+            "game",
+            "method",
+            "reuse",
+            "capacity",
+            "learning_rate",
+            "score",
+            "standard_error",
+            "seeds",
+            "kl",
+            "staleness",
+        ]
+        parts.append("<details><summary>numbers of the map</summary>")
+        parts.append(table(columns, [[row[c] for c in columns] for row in summary["map"]]) + "</details>")
+    return "".join(parts)
+
+
+def minatar_curves(content: dict[str, Any]) -> Any:
+    """Return (top of each pair) and KL to the behaviour policy (bottom) against samples, by regime and game."""
+    plt = _pyplot()
+    games = content["sizes"]["games"]
+    regimes = list(dict.fromkeys(result["regime"] for result in content["final"]))
+    drawing, axes = plt.subplots(
+        2 * len(regimes), len(games), figsize=(4.6 * len(games), 4.8 * len(regimes)), squeeze=False
+    )
+    for result in content["final"]:
+        row, column = 2 * regimes.index(result["regime"]), games.index(result["game"])
+        for offset, curve in enumerate(("episode_return", "half_squared_log_ratio")):
+            axis = axes[row + offset, column]
+            x = np.array(result["runs"][0]["curves"]["steps"])
+            y = np.array([[np.nan if v is None else v for v in run["curves"][curve]] for run in result["runs"]])
+            with np.errstate(all="ignore"):
+                mean, error = np.nanmean(y, axis=0), np.nanstd(y, axis=0) / np.sqrt(len(y))
+            axis.plot(x, mean, label=result["method"])
+            axis.fill_between(x, mean - error, mean + error, alpha=0.2)
+            axis.set_title(f"{result['game']}, {result['regime']}", fontsize=10)
+            axis.set_ylabel("return" if offset == 0 else "KL to behaviour")
+            if offset:
+                axis.set_yscale("log")
+                axis.set_xlabel("samples")
+    axes[0, 0].legend(fontsize=8)
+    drawing.tight_layout()
+    return drawing
+
+
+def minatar_map(rows: list[dict[str, Any]]) -> Any:
+    """Relative gain of the divergence, with and without clip, over reuse and replay size; one column a learning rate."""
+    plt = _pyplot()
+    pairings = (("PPO+DA", "PPO"), ("DAPO (eq. 13)", "IS (no clip, no divergence)"))
+    rates, reuses, capacities = (sorted({row[key] for row in rows}) for key in ("learning_rate", "reuse", "capacity"))
+
+    def mean(method: str, rate: float, reuse: float, capacity: int, field: str) -> float:
+        cells = [
+            row[field]
+            for row in rows
+            if (row["method"], row["learning_rate"], row["reuse"], row["capacity"]) == (method, rate, reuse, capacity)
+        ]
+        return float(np.mean(cells))
+
+    drawing, axes = plt.subplots(2, len(rates), figsize=(4.4 * len(rates), 6.4), squeeze=False)
+    for i, (first, second) in enumerate(pairings):
+        for j, rate in enumerate(rates):
+            gain, labels = np.zeros((len(capacities), len(reuses))), {}
+            for a, capacity in enumerate(capacities):
+                for b, reuse in enumerate(reuses):
+                    cell = (rate, reuse, capacity)
+                    with_it, without = mean(first, *cell, "score"), mean(second, *cell, "score")
+                    gain[a, b] = (with_it - without) / max(abs(without), 1e-9)
+                    kls = mean(first, *cell, "kl"), mean(second, *cell, "kl")
+                    labels[a, b] = f"{with_it:.2f} / {without:.2f}\n{gain[a, b]:+.0%}\nKL {kls[0]:.2g} / {kls[1]:.2g}"
+            axis = axes[i, j]
+            axis.imshow(gain, cmap="RdYlGn", vmin=-0.5, vmax=0.5, aspect="auto")
+            for (a, b), label in labels.items():
+                axis.text(b, a, label, ha="center", va="center", fontsize=8)
+            axis.set_xticks(range(len(reuses)), [f"{reuse:g}" for reuse in reuses])
+            axis.set_yticks(range(len(capacities)), [str(capacity) for capacity in capacities])
+            axis.set_title(f"{first} / {second}, learning rate {rate:g}", fontsize=9)
+            axis.set_xlabel("reuse")
+            axis.set_ylabel("replay (samples)")
+    drawing.tight_layout()
+    return drawing
+
+
+def atari_section(content: dict[str, Any], plots: Path) -> str:
+    """Scores and curves of an Atari result file."""
+    plt = _pyplot()
+    games = list(dict.fromkeys(run["game"] for run in content["runs"]))
+    drawing, axes = plt.subplots(1, len(games), figsize=(5 * len(games), 3.6), squeeze=False)
+    for run in content["runs"]:
+        axis = axes[0, games.index(run["game"])]
+        scores = [np.nan if value is None else value for value in run["curve"]["episode_return"]]
+        (line,) = axis.plot(run["curve"]["steps"], scores, label=f"{run['method']}, seed {run['seed']}")
+        last = run["curve"]["steps"][-1]
+        paper = [point for point in run["paper"] if point[0] <= 1.2 * last]
+        if len(paper) > 1:
+            axis.plot(
+                *zip(*paper, strict=True), "--", color=line.get_color(), label=f"{run['method']}, paper (digitised)"
+            )
+        axis.set_title(run["game"])
+        axis.set_xlabel("samples (4 frames each)")
+        axis.set_ylabel("game score, training")
+        axis.legend(fontsize=8)
+    header = [
+        "game",
+        "method",
+        "seed",
+        "samples",
+        "first",
+        "last fifth",
+        "paper at equal samples",
+        "samples/s",
+        "ended",
+    ]
+    return "".join(
+        [
+            f"<h2>Divergence-Augmented Policy Optimization on Atari: preset <code>{content['preset']}</code></h2>",
+            where(content),
+            table(header, [atari_row(run) for run in content["runs"]]),
+            figure(drawing, plots / f"dapo_atari_{content['preset']}.png"),
+        ]
+    )
+
+
+def throughput_section(content: dict[str, Any], plots: Path) -> str:
+    """Speed against peers."""
+    del plots
+    return "<h2>Throughput</h2>" + where(content) + table(content["header"], content["rows"])
+
+
+def main() -> None:
+    """Command line; see the module."""
+    print(write_report(Path("results")))
+
+
+if __name__ == "__main__":
+    main()

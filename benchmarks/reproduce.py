@@ -1,0 +1,51 @@
+"""Run the benchmarks of every paper (or one) with a preset, print their tables, and write `results/report.html`.
+
+`python -m benchmarks.reproduce --preset quick|cpu|gpu|paper [--paper dapo]`
+
+What is already in `results/` is reused, so that a second call, or one after an interruption, computes only what is missing;
+`--fresh` moves earlier results aside and starts again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+
+# paper -> preset -> modules whose `main` runs it
+PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "dapo": {
+        "quick": ("benchmarks.dapo_minatar",),
+        "cpu": ("benchmarks.dapo_minatar",),
+        "gpu": ("benchmarks.dapo_minatar", "benchmarks.dapo_atari"),
+        "paper": ("benchmarks.dapo_minatar", "benchmarks.dapo_atari"),
+    },
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=("quick", "cpu", "gpu", "paper"), default="quick")
+    parser.add_argument("--paper", choices=PAPERS, help="only this one")
+    parser.add_argument("--fresh", action="store_true", help="keep earlier results aside and compute everything again")
+    options = parser.parse_args(arguments)
+
+    results = Path("results")
+    if options.fresh and results.exists():
+        aside = Path(f"results-{time.strftime('%Y%m%d-%H%M%S')}")
+        results.rename(aside)
+        print(f"earlier results are now in {aside}/")
+    started = time.perf_counter()
+    for paper, presets in PAPERS.items():
+        if options.paper in (None, paper):
+            for module in presets[options.preset]:
+                importlib.import_module(module).main(["--preset", options.preset])
+    from benchmarks.report import write_report
+
+    print(f"report: {write_report(results)} ({time.perf_counter() - started:.0f} s in all)")
+
+
+if __name__ == "__main__":
+    main()

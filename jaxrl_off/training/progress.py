@@ -1,0 +1,101 @@
+"""What a run shows of itself, and how it listens for Ctrl-C."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jaxrl_off.training.metrics import Row
+from jaxrl_off.training.on_policy import Plan
+
+
+def say(message: str) -> None:
+    """A line for the user, on standard error."""
+    print(f"jaxrl_off: {message}", file=sys.stderr, flush=True)
+
+
+def samples_after(number: int, counts: Plan) -> int:
+    """Samples collected after so many log intervals, burn-in included."""
+    return (number * counts.iterations_per_log + counts.burn_in_iterations) * counts.samples_per_iteration
+
+
+class Interruption:
+    """Turns the first Ctrl-C into a wish and the second into `KeyboardInterrupt`.
+
+    An exception in the middle of a log interval would lose the state, whose buffers the interval has been given.
+    Outside the main thread, which gets no signals, nothing changes.
+
+    Attributes:
+        asked: whether Ctrl-C was pressed.
+    """
+
+    def __init__(self) -> None:
+        """Not yet pressed."""
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handles:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt("stopped at once; resuming goes on from the last checkpoint.")
+        self.asked = True
+        say(
+            "stopping after this log interval; press Ctrl-C again to stop at once and lose what came since the last "
+            "one."
+        )
+
+
+@contextmanager
+def display(counts: Plan, start: int, label: str) -> Iterator[Callable[[int, Row], None]]:
+    """Progress of a run: a bar on a terminal, otherwise a line per row.
+
+    Args:
+        counts: of the run.
+        start: log intervals that are done.
+        label: in front, for example the environment's name.
+
+    Returns:
+        A context manager that gives `show(number, row)`, to be called with every row of metrics.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    begun = previous = time.perf_counter()
+
+    def describe(row: Row) -> str:
+        nonlocal previous
+        now = time.perf_counter()
+        rate = counts.iterations_per_log * counts.samples_per_iteration / (now - previous)
+        previous = now
+        text = f"return {row['episode_return']:.4g}  KL {row['kl_to_behaviour']:.2g}  {rate:,.0f} samples/s"
+        if not math.isnan(row.get("evaluation_return", math.nan)):
+            text += f"  evaluation {row['evaluation_return']:.4g}"
+        return text
+
+    if not Console().is_terminal:
+
+        def print_line(number: int, row: Row) -> None:
+            text = describe(row)
+            left = (previous - begun) / (number - start) * (counts.log_points - number)
+            total = samples_after(counts.log_points, counts)
+            print(f"{label}  step {row['steps']:,}/{total:,}  {text}  {left:,.0f} s left", flush=True)
+
+        yield print_line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(label, total=counts.log_points, completed=start, text="compiling")
+        yield lambda number, row: bar.update(task, completed=number, text=describe(row))
