@@ -61,16 +61,16 @@ PAPER_SETTINGS = dict(
 )
 PRESETS = {
     "smoke": Preset(
-        games=("pong",),
+        games=("breakout",),
         methods=("PPO", "PPO+DA"),
         seeds=1,
         num_envs=16,
         settings=dict(
-            total_steps=245_760,
+            total_steps=150_000,
             collect_length=32,
             rollout_length=32,
             batch_size=256,
-            reuse=2.0,
+            reuse=4.0,
             replay_capacity=16_384,
             publish_interval=1,
             burn_in=1024,

@@ -96,8 +96,8 @@ def minatar_section(content: dict[str, Any], plots: Path) -> str:
     parts = [
         f"<h2>Divergence-Augmented Policy Optimization on MinAtar: preset <code>{content['preset']}</code></h2>",
         where(content),
-        f"<p>{sizes['steps']:,} samples per run where data are scarce, {sizes['seeds']} seeds; score: mean training return over "
-        "the last fifth of the samples. KL: half the mean squared log-ratio to the behaviour policy in the batches.</p>",
+        f"<p>{sizes['steps']:,} samples per run where data are scarce, {sizes['seeds']} seeds; score: mean training return "
+        "over the last fifth of the samples. KL: half the mean squared log-ratio to the behaviour policy in the batches.</p>",
     ]
     claims = [
         [

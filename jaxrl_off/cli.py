@@ -296,7 +296,9 @@ def _list(options: List) -> int:
 
 def _reproduce(options: Reproduce) -> int:
     here = Path.cwd()
-    roots = [folder for folder in (here, *here.parents) if (folder / "benchmarks" / "reproduce.py").is_file()]
+    # a folder without __init__.py would lose against any installed package of its name
+    files = ("benchmarks/__init__.py", "benchmarks/reproduce.py")
+    roots = [folder for folder in (here, *here.parents) if all((folder / file).is_file() for file in files)]
     if not roots:
         raise ValueError(
             f"found no benchmarks/reproduce.py in {here} or above; benchmarks are scripts of the source checkout, "
@@ -327,7 +329,7 @@ def _check_environment(name: str) -> None:
     """Suggest close names over all families before anything is built."""
     from jaxrl_off.envs import families
 
-    family, _, identifier = name.rpartition("/") if "/" in name else ("gymnax", "/", name)
+    family, _, identifier = name.partition("/") if "/" in name else ("gymnax", "/", name)
     if family == "gymnasium":
         return  # takes more than its registry: ids without version, "module:id"
     if family in families and identifier in _registered(family):
@@ -355,11 +357,12 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for i, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    print(title)  # rich would break it at the table's width
     Console().print(table)
 
 

@@ -7,7 +7,7 @@ recurrent core, 0.01 for the policy head, 1 for the value head, zero biases (no 
 from __future__ import annotations
 
 import math
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -243,7 +243,7 @@ class ActorCritic(nn.Module):
 
     def _make_torso(self) -> nn.Module:
         if self.torso == "mlp":
-            return _FlatMLP(self.sizes, self.activation)
+            return _FlatMLP(self.sizes, self.activation, 2 if self.core_size else 1)
         return {"minatar": MinAtarTorso, "nature": NatureTorso, "impala": ImpalaTorso}[self.torso](sizes=self.sizes)
 
     def initial_core(self, batch: int) -> PyTree:
@@ -263,13 +263,18 @@ class ActorCritic(nn.Module):
             The action distribution `[T, B]`, the value `float[T, B]` and the recurrent states after every step
             `[T, B, ...]` (or `()`).
         """
+        leading = first.shape
+        if not self.core_size:
+            # One batch axis: with two, the gradient of every matrix product transposes its operands first.
+            observation = observation.reshape(-1, *observation.shape[2:])
         features = self.actor_torso(observation)
         states: PyTree = ()
         if self.core_size:
             _, features, states = self.core(core, features, first)
         critic_features = self.critic_torso(observation) if self.separate_critic else features
-        value = self.value_head(critic_features)[..., 0]
+        value = self.value_head(critic_features).reshape(leading)
         head = self.policy_head(features)
+        head = head.reshape(*leading, head.shape[-1])
         if self.action_shape:
             distribution: Categorical | DiagonalNormal = DiagonalNormal(
                 head, jnp.broadcast_to(self.log_std, head.shape)
@@ -280,11 +285,12 @@ class ActorCritic(nn.Module):
 
 
 class _FlatMLP(nn.Module):
-    """An MLP on flattened observations. `[T, B, ...]` has two leading axes."""
+    """An MLP on flattened observations with `batch_axes` leading axes."""
 
     sizes: Sequence[int]
     activation: str
+    batch_axes: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return MLP(self.sizes, self.activation)(as_float(x).reshape(*x.shape[:2], -1))
+        return MLP(self.sizes, self.activation)(as_float(x).reshape(*x.shape[: self.batch_axes], -1))

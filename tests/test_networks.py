@@ -355,14 +355,11 @@ def build(**options):
 @pytest.mark.parametrize("action_shape", [(), (2,), (3, 2)])
 def test_actor_critic_shapes(action_shape, core_size):
     network, variables, observation, carry, first = build(action_shape=action_shape, core_size=core_size)
-    distribution, value, states = network.apply(variables, observation, carry, first)
+    distribution, value, states = jax.eval_shape(network.apply, variables, observation, carry, first)
     assert value.shape == (STEPS, LANES)
     if action_shape:
         assert isinstance(distribution, DiagonalNormal)
         assert distribution.mean.shape == distribution.log_std.shape == (STEPS, LANES, np.prod(action_shape))
-        # One spread for all states, a parameter.
-        expected = np.broadcast_to(variables["params"]["log_std"], distribution.log_std.shape)
-        np.testing.assert_array_equal(distribution.log_std, expected)
     else:
         assert isinstance(distribution, Categorical)
         assert distribution.logits.shape == (STEPS, LANES, 4)
@@ -373,6 +370,14 @@ def test_actor_critic_shapes(action_shape, core_size):
     else:
         assert carry == ()
         assert states == ()
+
+
+def test_the_spread_is_one_parameter_for_all_states():
+    network, variables, *inputs = build(action_shape=(3, 2))
+    distribution, _, _ = network.apply(variables, *inputs)
+    expected = np.broadcast_to(variables["params"]["log_std"], (STEPS, LANES, 6))
+    np.testing.assert_array_equal(distribution.log_std, expected)
+    assert np.ptp(np.asarray(distribution.mean), axis=(0, 1)).min() > 0
 
 
 def touched(gradient):

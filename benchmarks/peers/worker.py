@@ -1,7 +1,8 @@
 """A process that compiles and runs one library's PPO on command, so that libraries in different environments take turns.
 
 `python worker.py {ours,ours_all_metrics,rejax,purejaxrl} [checkout]` answers one JSON line on stdout for each on stdin:
-`{"command": "compile" | "run" | "score", "task": name, "seed": int}` -> `{"value": seconds or mean return}`.
+`{"command": "compile" | "run" | "score", "task": name, "seed": int}` ->
+`{"seconds", "cpu_seconds"}` (wall clock, and processor time of this process over all its threads) or `{"score"}`.
 `run` is a whole training run of a program compiled before; `score` judges the last run and is never timed.
 """
 
@@ -146,17 +147,17 @@ def serve(build: Callable[..., Program]) -> None:
         request = json.loads(line)
         name, command = request["task"], request["command"]
         key = jax.random.PRNGKey(request.get("seed", 0))
-        start = time.perf_counter()
-        if command == "compile":
-            program, score = build(name, TASKS[name])
-            compiled[name] = jax.jit(program).lower(key).compile(), score
-            value = time.perf_counter() - start
-        elif command == "run":
-            results[name] = jax.block_until_ready(compiled[name][0](key))
-            value = time.perf_counter() - start
+        start, cpu_start = time.perf_counter(), time.process_time()
+        if command == "score":
+            answer = {"score": float(compiled[name][1](results[name]))}
         else:
-            value = float(compiled[name][1](results[name]))
-        print(json.dumps({"value": value}), file=answers, flush=True)
+            if command == "compile":
+                program, score = build(name, TASKS[name])
+                compiled[name] = jax.jit(program).lower(key).compile(), score
+            else:
+                results[name] = jax.block_until_ready(compiled[name][0](key))
+            answer = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

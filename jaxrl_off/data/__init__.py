@@ -1,0 +1,1 @@
+"""Replay and, later, readers and writers of logged data."""

@@ -8,7 +8,7 @@ trajectory.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import chex
 import jax

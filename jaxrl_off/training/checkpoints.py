@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,10 +203,22 @@ def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]
     return arrays, entries
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's log, which prints pages of tracebacks from its threads beside the error that it raises anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _write(folder: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
     import orbax.checkpoint
 
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+    with _quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "state", arrays)
         checkpointer.wait_until_finished()
     with open(folder / "manifest.json", "w", encoding="utf-8") as file:
@@ -237,7 +252,7 @@ def _read(folder: Path, like: LoopState, identity: dict[str, Any]) -> LoopState:
         if 0 not in leaf.shape:
             targets[_name(i)] = np.zeros(leaf.shape, leaf.dtype)
     try:
-        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        with _quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(folder.absolute() / "state", targets)
     except Exception as error:  # orbax and tensorstore raise whatever they meet in a broken file
         raise _Damaged(f"orbax cannot read it ({type(error).__name__}: {str(error)[:200]})") from error

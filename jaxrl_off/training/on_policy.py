@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_off.agents.base import Agent, Chunk
-from jaxrl_off.data.replay import empty_replay, make_rollout_replay, minibatch_indices
+from jaxrl_off.data.replay import empty_replay, make_rollout_replay, minibatch_indices, unrolled_keys
 from jaxrl_off.envs.base import Environment
 from jaxrl_off.types import Array, PyTree, Timestep
 
@@ -198,8 +198,8 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
 
     def collect(state: LoopState) -> tuple[LoopState, Chunk]:
         key, act_key, step_key = jax.random.split(state.key, 3)
-        act_keys = jax.random.split(act_key, settings.collect_length)
-        step_keys = jax.random.split(step_key, settings.collect_length)
+        act_keys = unrolled_keys(jax.random.split(act_key, settings.collect_length))
+        step_keys = unrolled_keys(jax.random.split(step_key, settings.collect_length))
 
         def step(carry: Any, keys: Any) -> tuple[Any, Any]:
             env_state, observation, core, first = carry
@@ -254,6 +254,7 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
     def iterate(state: LoopState) -> tuple[LoopState, dict[str, Array]]:
         state, rollouts, statistics = gather(state)
         key, sample_key = jax.random.split(state.key)
+        sample_key = unrolled_keys(sample_key)
         if replay is None:
             minibatches = counts.rollouts_per_iteration // counts.rollouts_per_batch
             epochs = counts.updates_per_iteration // minibatches

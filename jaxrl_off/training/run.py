@@ -141,6 +141,7 @@ def run(
     directory = Path(directory)
     config, preset_name = _plain_config(preset_or_config, preset_name)
     for name, value, low in (
+        ("num_envs", num_envs, 1),
         ("checkpoint_every", checkpoint_every, 1),
         ("evaluate_every", evaluate_every, 0),
         ("evaluation_episodes", evaluation_episodes, 1),
@@ -342,9 +343,13 @@ def _plain_config(
     values = {}
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
-        if jnp.ndim(value) and not isinstance(value, tuple):
-            raise ValueError(f"{field.name} has shape {jnp.shape(value)}; run takes one config. Use sweep for many.")
-        values[field.name] = float(value) if field.metadata.get("pytree_node", True) else value
+        if field.metadata.get("pytree_node", True):
+            if jnp.ndim(value):
+                raise ValueError(
+                    f"{field.name} has shape {jnp.shape(value)}; run takes one config. Use sweep for many."
+                )
+            value = float(value)
+        values[field.name] = value
     return DivergenceAugmentedConfig(**values), name
 
 
@@ -375,11 +380,7 @@ def _all_finite(tree: PyTree) -> Array:
 
 def _divergence_advice(directory: Path, number: int, counts: Plan, row: Row, config: DivergenceAugmentedConfig) -> str:
     kept = checkpoints.steps(directory)
-    last = (
-        f"the checkpoint after {samples_after(kept[-1], counts)} steps is kept"
-        if kept
-        else "no checkpoint was due before"
-    )
+    last = f"the checkpoint after {samples_after(kept[-1], counts)} steps is kept" if kept else "none was saved before"
     return (
         f"training diverged: loss or parameters stopped being finite between {samples_after(number - 1, counts)} and "
         f"{row['steps']} steps (row {number} of {directory / JSONL_NAME}); {last}. Try a lower learning_rate (it was "

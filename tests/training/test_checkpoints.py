@@ -17,7 +17,12 @@ from jaxrl_off.training import checkpoints
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.on_policy import LoopState
 
-IDENTITY = {"version": "1", "environment": "E", "config": {"learning_rate": 1e-3, "sizes": (8, 8)}, "settings": {"n": 1}}
+IDENTITY = {
+    "version": "1",
+    "environment": "E",
+    "config": {"learning_rate": 1e-3, "sizes": (8, 8)},
+    "settings": {"n": 1},
+}
 
 
 def make_state(seed: int) -> LoopState:

@@ -1,0 +1,312 @@
+"""Presets, what `preset` refuses, and that every member updates on every kind of environment and network."""
+
+import dataclasses
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_off import agents, envs
+from jaxrl_off.agents import PRESETS, Chunk, DivergenceAugmentedConfig, make, preset
+from jaxrl_off.agents import config as config_module
+from jaxrl_off.agents import divergence_augmented as agent_module
+from jaxrl_off.types import EpisodeStatistics
+
+REALS = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if isinstance(f.default, float)]
+SWITCHES = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if not isinstance(f.default, float)]
+LENGTH, LANES = 4, 2
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown preset 'pppo'; choose one of ppo, .*vmpo"):
+        preset("pppo")
+
+
+def test_an_unknown_field_lists_the_fields():
+    with pytest.raises(ValueError, match=r"learningrate, clip is no field .*learning_rate.*clip_epsilon"):
+        preset("ppo", learningrate=1.0, clip=0.1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weight",
+        "advantage",
+        "advantage_normalisation",
+        "divergence",
+        "divergence_steps",
+        "penalty",
+        "penalty_schedule",
+        "value_loss",
+        "optimiser",
+        "torso",
+        "activation",
+    ],
+)
+def test_an_unknown_choice_names_the_field_and_the_choices(name):
+    default = getattr(DivergenceAugmentedConfig(), name)
+    with pytest.raises(ValueError, match=rf"{name}='nonsense' is not known; choose one of .*{default}"):
+        preset("ppo_da", **{name: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1e-3),
+        ("gamma", 1.01),
+        ("gamma", -0.1),
+        ("lambda_", 1.5),
+        ("trace_lambda", -1.0),
+        ("clip_epsilon", 1.2),
+        ("clip_epsilon", -0.2),
+        ("max_grad_norm", -1.0),
+        ("gamma", float("nan")),
+    ],
+)
+def test_a_number_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name}={value} is outside \["):
+        preset("ppo_da", **{name: value})
+
+
+def test_combinations_that_cannot_be_meant_are_refused():
+    with pytest.raises(ValueError, match="separate_critic needs a feed-forward network"):
+        preset("ppo", separate_critic=True, core_size=8)
+    with pytest.raises(ValueError, match="learned"):
+        preset("vmpo", penalty_schedule="constant")
+
+
+def test_make_refuses_what_preset_would():
+    spec = envs.make("probe/action", 1).spec
+    with pytest.raises(ValueError, match="gamma"):
+        make(DivergenceAugmentedConfig(gamma=2.0), spec, total_updates=1)
+    with pytest.raises(ValueError, match="total_updates must be at least 1, got 0"):
+        make(preset("ppo"), spec, total_updates=0)
+
+
+# The pytree -----------------------------------------------------------------------------------------------------------
+
+
+def test_reals_are_leaves_and_switches_static():
+    config = preset("ppo_da")
+    names = {path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(config)}
+    assert names == set(REALS)
+    assert {"learning_rate", "gamma", "lambda_", "clip_epsilon", "divergence_coefficient", "c_bar_divergence"} <= names
+    assert {"weight", "divergence", "product_start", "sizes", "core_size", "released_code"} <= set(SWITCHES)
+    for name in REALS:  # same program
+        changed = config.replace(**{name: 0.123})
+        assert jax.tree.structure(changed) == jax.tree.structure(config), name
+        assert jax.tree.leaves(changed) != jax.tree.leaves(config), name
+    other = dict(weight="identity", divergence="none", product_start=0, sizes=(8,), core_size=4, released_code=True)
+    for name, value in other.items():  # another program
+        assert jax.tree.structure(config.replace(**{name: value})) != jax.tree.structure(config), name
+
+
+def test_the_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset("ppo_da").gamma = 0.5
+
+
+def test_numbers_under_a_transformation_are_not_checked():
+    """`preset` and `check` see tracers when a sweep traces them."""
+
+    def traced(gamma):
+        return preset("ppo_da", gamma=gamma).gamma * 2.0
+
+    np.testing.assert_allclose(jax.vmap(traced)(jnp.array([0.5, 0.9])), [1.0, 1.8])
+
+
+def test_defaults_are_the_papers():
+    """Table 1 and section 5.1 of Wang et al. (2019); the last four from the authors' code."""
+    table = dict(
+        gamma=0.99,
+        lambda_=0.9,
+        c_bar_divergence=0.5,
+        rho_bar_divergence=1.0,
+        c_bar_value=1.0,
+        rho_bar_value=1.0,
+        clip_epsilon=0.2,
+        divergence_coefficient=0.5,
+        value_coefficient=0.5,
+        entropy_coefficient=0.0,
+        learning_rate=1e-3,
+        final_learning_rate_fraction=0.0,
+        weight="clip",
+        divergence="kl",
+        divergence_steps="multi",
+        advantage="vtrace",
+        trace_lambda=1.0,
+        adam_epsilon=1e-5,
+        max_grad_norm=0.5,
+        value_weight_cap=3.0,
+        advantage_normalisation="rms",
+    )
+    config = preset("ppo_da")
+    assert {name: getattr(config, name) for name in table} == table
+    assert preset("ppo_entropy").divergence_coefficient == 0.1
+
+
+def test_presets_are_what_their_names_say():
+    """The switches that make a member, from the papers of the others."""
+    fields = {
+        "ppo": dict(weight="clip", divergence="none", advantage="vtrace"),
+        "ppo_gae": dict(weight="clip", divergence="none", advantage="gae", lambda_=0.95),
+        "ppo_entropy": dict(weight="clip", divergence="entropy", divergence_steps="multi"),
+        "ppo_da_one_step": dict(weight="clip", divergence="kl", divergence_steps="one"),
+        "dapo": dict(weight="identity", divergence="kl", divergence_steps="multi"),
+        "importance_weighted": dict(weight="identity", divergence="none"),
+        "vtrace": dict(weight="truncate", weight_cap=1.0, divergence="none", advantage_normalisation="none"),
+        "acer": dict(weight="acer", weight_cap=1.0, divergence="none"),
+        "acer_da": dict(weight="acer", divergence="kl"),
+        "mdpo": dict(weight="identity", penalty="kl", penalty_schedule="mirror_descent", advantage="gae"),
+        "trpo_penalty": dict(weight="identity", penalty="reverse_kl"),
+        "p3o": dict(
+            weight="effective_sample_size",
+            penalty="reverse_kl",
+            penalty_schedule="one_minus_effective_sample_size",
+            advantage="gae_current",
+        ),
+        "geppo": dict(weight="centred_clip", adapt_learning_rate=True, lambda_=0.97, trace_lambda=0.97),
+        "vmpo": dict(weight="exponential", penalty="reverse_kl", penalty_schedule="learned"),
+    }
+    assert set(fields) | {"ppo_da"} == set(PRESETS)
+    for name, expected in fields.items():
+        config = preset(name)
+        assert {field: getattr(config, field) for field in expected} == expected, name
+
+
+def test_docstring_examples():
+    for module in (config_module, agent_module):
+        assert doctest.testmod(module).failed == 0
+    assert agents.make is make
+
+
+# Every member, environment and network --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    """What two lanes of an environment leave behind in four steps with a cut in the middle; the actor is put in later."""
+
+    def collect(name):
+        environment = envs.make(name, LANES)
+        state, timestep = environment.reset(jax.random.key(0))
+        step = jax.jit(environment.step)
+        steps = [timestep]
+        action = jnp.zeros((LANES, *getattr(environment.spec.action_space, "shape", ())))
+        action = action.astype(jnp.int32 if name == "CartPole-v1" else jnp.float32)
+        for i in range(LENGTH):
+            state, timestep = step(jax.random.key(i), state, action)
+            steps.append(timestep)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
+        after = jax.tree.map(lambda leaf: leaf[1:], stacked)
+        cut = jnp.zeros((LENGTH, LANES), bool).at[1, 0].set(True)
+        chunk = Chunk(
+            observation=stacked.observation[:-1],
+            first=stacked.first[:-1].at[2, 0].set(True),
+            acted=None,
+            initial_core=None,
+            reward=after.reward,
+            terminated=after.terminated,
+            truncated=cut,
+            valid=after.valid,
+            final_observation=after.final_observation,
+            episode=EpisodeStatistics(cut, after.reward, after.episode.length),
+            last_observation=stacked.observation[-1],
+            last_first=stacked.first[-1],
+        )
+        return environment.spec, chunk
+
+    return {name: collect(name) for name in ("CartPole-v1", "Pendulum-v1")}
+
+
+def act_and_update(config, spec, chunk):
+    """Act on the chunk's observations, cut it into roll-outs and take two optimiser steps, op by op (no compiling)."""
+    with jax.disable_jit():
+        agent = make(config, spec, total_updates=10)
+        state = agent.init(jax.random.key(1))
+        core, acted = agent.initial_core(LANES), []
+        keys = jax.random.split(jax.random.key(2), LENGTH)
+        for t in range(LENGTH):
+            acted.append(agent.act(state, keys[t], chunk.observation[t], core, chunk.first[t]))
+            core = acted[-1].core
+        chunk = chunk._replace(
+            acted=jax.tree.map(lambda *leaves: jnp.stack(leaves), *acted), initial_core=agent.initial_core(LANES)
+        )
+        batch = agent.process(state, chunk, 2)
+        first, metrics = agent.update(state, keys[0], batch)
+        second, later = agent.update(first, keys[0], batch)
+    return batch, state, first, second, metrics, later
+
+
+@pytest.mark.parametrize("core_size", [0, 8], ids=["feed_forward", "recurrent"])
+@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_updates(name, environment, core_size, chunks):
+    spec, chunk = chunks[environment]
+    config = preset(name, sizes=(8,), core_size=core_size)
+    batch, before, first, second, metrics, later = act_and_update(config, spec, chunk)
+    assert batch.reward.shape == (LANES * LENGTH // 2, 2)
+    assert batch.action.dtype == (jnp.int32 if environment == "CartPole-v1" else jnp.float32)
+    for row in (metrics, later):
+        assert {"loss", "gradient_norm", "staleness_max", "nonfinite"} <= set(row)
+        assert all(np.shape(number) == () and np.isfinite(number) for number in row.values())
+    for leaf in jax.tree.leaves((first.params, second.params)):
+        assert np.all(np.isfinite(leaf))
+    assert float(metrics["gradient_norm"]) > 0.0
+    assert int(second.updates) == 2
+    # the data are the published policy's own: nothing has diverged before the first step, something has after it
+    assert abs(float(metrics["kl_to_behaviour"])) < 1e-6
+    np.testing.assert_allclose(metrics["effective_sample_size"], 1.0, rtol=1e-5)
+    assert float(later["kl_to_behaviour"]) > 0.0
+    moved = jax.tree.map(lambda new, old: np.any(new != old), second.params["network"], before.params["network"])
+    still = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf}
+    assert not still
+
+
+def test_a_separate_critic_shares_nothing(chunks):
+    """The gradient of the value loss stays out of the actor's torso, and that of the policy out of the critic's."""
+    spec, chunk = chunks["CartPole-v1"]
+    for fields, kept in [
+        (dict(value_coefficient=0.0), "critic_torso"),
+        (dict(value_coefficient=0.0), "value_head"),
+    ]:
+        config = preset("ppo_gae", sizes=(8,), separate_critic=True, **fields)
+        _, before, first, _, _, _ = act_and_update(config, spec, chunk)
+        for part in before.params["network"]:
+            moved = any(
+                np.any(a != b)
+                for a, b in zip(
+                    jax.tree.leaves(first.params["network"][part]),
+                    jax.tree.leaves(before.params["network"][part]),
+                    strict=True,
+                )
+            )
+            assert moved == (part not in ("critic_torso", "value_head")), part
+        assert kept in before.params["network"]
+    config = preset("ppo_gae", sizes=(8,), separate_critic=True)
+    batch, *_ = act_and_update(config, spec, chunk)
+    shared, *_ = act_and_update(config.replace(separate_critic=False), spec, chunk)
+    assert np.all(np.isfinite(batch.behaviour_value))
+    assert batch.behaviour_value.shape == shared.behaviour_value.shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "torso", "sizes"),
+    [
+        ((4,), "float32", "mlp", (64, 64)),
+        ((3, 4), "float32", "mlp", (64, 64)),
+        ((10, 10, 4), "bool", "minatar", (128,)),
+        ((84, 84, 1), "uint8", "nature", (512,)),
+    ],
+)
+def test_the_network_fits_the_observation(shape, dtype, torso, sizes):
+    spec = envs.EnvironmentSpec("test", shape, dtype, envs.DiscreteSpace(3))
+    network = agent_module.build_network(preset("ppo"), spec)
+    assert (network.torso, tuple(network.sizes)) == (torso, sizes)
+    assert agent_module.build_network(preset("ppo", torso="impala"), spec).torso == "impala"
+    assert tuple(agent_module.build_network(preset("ppo", sizes=(7, 5)), spec).sizes) == (7, 5)
