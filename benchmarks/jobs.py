@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+PLACES = {"--cache", "--output", "--curves", "--peer-python", "--purejaxrl"}
 CURVES = (
     "steps",
     "episode_return",
@@ -227,7 +228,7 @@ def provenance() -> dict[str, Any]:
 
     packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "flashbax", "ale-py", "rejax", "numpy", "rliable")
     return {
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": _command(sys.argv),
         "date": datetime.date.today().isoformat(),
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
         "processor": _processor(),
@@ -235,6 +236,12 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in packages if (found := version(name))},
     }
+
+
+def _command(words: list[str]) -> str:
+    """The command line, without the places that only the caller's machine has."""
+    kept = [word for before, word in zip(["", *words[1:]], words[1:], strict=False) if not {before, word} & PLACES]
+    return " ".join(["python", "-m", f"benchmarks.{Path(words[0]).stem}", *kept])
 
 
 def _processor() -> str:

@@ -224,31 +224,33 @@ def _claims(
     return rows
 
 
+WITHOUT_DIVERGENCE = {"PPO+DA": "PPO", "DAPO (eq. 13)": "IS (no clip, no divergence)"}
+
+
 def _map(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per game, reuse, replay size, learning rate and method: mean score, its standard error, KL, staleness."""
     rows = []
     for result in mapped:
-        by_rate: dict[float, list[dict[str, Any]]] = {}
+        cells: dict[tuple[float, float], list[dict[str, Any]]] = {}
         for run in result["runs"]:
-            by_rate.setdefault(run["reals"]["learning_rate"], []).append(run)
-        for rate, runs in by_rate.items():
+            cells.setdefault((run["reals"]["learning_rate"], run["reals"]["divergence_coefficient"]), []).append(run)
+        for (rate, coefficient), runs in cells.items():
             scores = np.array([run_score(run) for run in runs])
-
-            def mean_of(name: str, runs: list[dict[str, Any]] = runs) -> float:
-                return float(np.mean([r[name] if name in r else last_fifth(r["curves"][name]) for r in runs]))
-
+            kl, staleness = (
+                float(np.mean([run[name] for run in runs])) for name in ("half_squared_log_ratio", "staleness_mean")
+            )
             rows.append(
                 {
                     "game": result["game"],
-                    "method": result["method"],
+                    "method": result["method"] if coefficient else WITHOUT_DIVERGENCE[result["method"]],
                     "reuse": result["reuse"],
                     "capacity": result["capacity"],
                     "learning_rate": rate,
                     "score": round(float(scores.mean()), 3),
                     "standard_error": round(float(scores.std(ddof=1) / np.sqrt(len(scores))), 3),
                     "seeds": len(scores),
-                    "kl": float(f"{mean_of('half_squared_log_ratio'):.3g}"),
-                    "staleness": round(mean_of("staleness_mean"), 1),
+                    "kl": float(f"{kl:.3g}"),
+                    "staleness": round(staleness, 1),
                 }
             )
     return rows

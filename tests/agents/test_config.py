@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxrl_off.types import EpisodeStatistics
 REALS = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if isinstance(f.default, float)]
 SWITCHES = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if not isinstance(f.default, float)]
 LENGTH, LANES = 4, 2
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # less time in the compiler
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -188,111 +190,114 @@ def test_docstring_examples():
 # Every member, environment and network --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def chunks():
-    """What two lanes of an environment leave behind in four steps with a cut in the middle; the actor is put in later."""
-
-    def collect(name):
-        environment = envs.make(name, LANES)
-        state, timestep = environment.reset(jax.random.key(0))
-        step = jax.jit(environment.step)
-        steps = [timestep]
-        action = jnp.zeros((LANES, *getattr(environment.spec.action_space, "shape", ())))
-        action = action.astype(jnp.int32 if name == "CartPole-v1" else jnp.float32)
-        for i in range(LENGTH):
-            state, timestep = step(jax.random.key(i), state, action)
-            steps.append(timestep)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
-        after = jax.tree.map(lambda leaf: leaf[1:], stacked)
-        cut = jnp.zeros((LENGTH, LANES), bool).at[1, 0].set(True)
-        chunk = Chunk(
-            observation=stacked.observation[:-1],
-            first=stacked.first[:-1].at[2, 0].set(True),
-            acted=None,
-            initial_core=None,
-            reward=after.reward,
-            terminated=after.terminated,
-            truncated=cut,
-            valid=after.valid,
-            final_observation=after.final_observation,
-            episode=EpisodeStatistics(cut, after.reward, after.episode.length),
-            last_observation=stacked.observation[-1],
-            last_first=stacked.first[-1],
-        )
-        return environment.spec, chunk
-
-    return {name: collect(name) for name in ("CartPole-v1", "Pendulum-v1")}
+def random_chunk(spec):
+    """Four steps of two lanes without the actor's part, with a truncation and a fake step."""
+    observation_key, final_key, reward_key = jax.random.split(jax.random.key(0), 3)
+    observation = jax.random.normal(observation_key, (LENGTH + 1, LANES, *spec.observation_shape))
+    truncated = jnp.zeros((LENGTH, LANES), bool).at[1, 0].set(True)
+    first = jnp.zeros((LENGTH + 1, LANES), bool).at[0].set(True).at[2:4, 0].set(True)
+    reward = jax.random.normal(reward_key, (LENGTH, LANES))
+    return Chunk(
+        observation=observation[:-1],
+        first=first[:-1],
+        acted=None,
+        initial_core=None,
+        reward=reward,
+        terminated=jnp.zeros_like(truncated),
+        truncated=truncated,
+        valid=jnp.ones_like(truncated).at[2, 0].set(False),
+        final_observation=jax.random.normal(final_key, (LENGTH, LANES, *spec.observation_shape)),
+        episode=EpisodeStatistics(truncated, reward, jnp.ones((LENGTH, LANES), jnp.int32)),
+        last_observation=observation[-1],
+        last_first=first[-1],
+    )
 
 
+@functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
 def act_and_update(config, spec, chunk):
-    """Act on the chunk's observations, cut it into roll-outs and take two optimiser steps, op by op (no compiling)."""
-    with jax.disable_jit():
-        agent = make(config, spec, total_updates=10)
-        state = agent.init(jax.random.key(1))
-        core, acted = agent.initial_core(LANES), []
-        keys = jax.random.split(jax.random.key(2), LENGTH)
-        for t in range(LENGTH):
-            acted.append(agent.act(state, keys[t], chunk.observation[t], core, chunk.first[t]))
-            core = acted[-1].core
-        chunk = chunk._replace(
-            acted=jax.tree.map(lambda *leaves: jnp.stack(leaves), *acted), initial_core=agent.initial_core(LANES)
-        )
-        batch = agent.process(state, chunk, 2)
-        first, metrics = agent.update(state, keys[0], batch)
-        second, later = agent.update(first, keys[0], batch)
-    return batch, state, first, second, metrics, later
+    """Act on the chunk's observations, cut it into roll-outs and take two optimiser steps."""
+    agent = make(config, spec, total_updates=10)
+    before = agent.init(jax.random.key(1))
+    keys = jax.random.split(jax.random.key(2), LENGTH)
+
+    def act(core, step):
+        acted = agent.act(before, step[0], step[1], core, step[2])
+        return acted.core, acted
+
+    core = agent.initial_core(LANES)
+    _, acted = jax.lax.scan(act, core, (keys, chunk.observation, chunk.first))
+    batch = agent.process(before, chunk._replace(acted=acted, initial_core=core), 2)
+
+    def update(state, key):
+        state, metrics = agent.update(state, key, batch)
+        return state, (state, metrics)
+
+    _, (states, metrics) = jax.lax.scan(update, before, keys[:2])
+    return batch, before, states, metrics
 
 
-@pytest.mark.parametrize("core_size", [0, 8], ids=["feed_forward", "recurrent"])
-@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_updates(name, environment, core_size, chunks):
-    spec, chunk = chunks[environment]
+def grid():
+    """Discrete and feed-forward is every preset's probe test; the rest of the grid is slow only in the compiler."""
+    for name in PRESETS:
+        for environment in ("Pendulum-v1", "CartPole-v1"):
+            for core_size in (0, 8):
+                quick = environment == "Pendulum-v1" and (core_size == 0 or name in ("ppo_da", "geppo", "vmpo"))
+                kind = "recurrent" if core_size else "feed_forward"
+                marks = () if quick else pytest.mark.slow
+                yield pytest.param(name, environment, core_size, id=f"{name}-{environment}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "environment", "core_size"), grid())
+def test_every_preset_updates(name, environment, core_size):
+    spec = envs.make(environment, LANES).spec
     config = preset(name, sizes=(8,), core_size=core_size)
-    batch, before, first, second, metrics, later = act_and_update(config, spec, chunk)
+    batch, before, states, metrics = act_and_update(config, spec, random_chunk(spec))
     assert batch.reward.shape == (LANES * LENGTH // 2, 2)
     assert batch.action.dtype == (jnp.int32 if environment == "CartPole-v1" else jnp.float32)
-    for row in (metrics, later):
-        assert {"loss", "gradient_norm", "staleness_max", "nonfinite"} <= set(row)
-        assert all(np.shape(number) == () and np.isfinite(number) for number in row.values())
-    for leaf in jax.tree.leaves((first.params, second.params)):
+    assert {"loss", "gradient_norm", "staleness_max", "nonfinite"} <= set(metrics)
+    for numbers in metrics.values():
+        assert numbers.shape == (2,)
+        assert np.all(np.isfinite(numbers))
+    for leaf in jax.tree.leaves(states.params):
         assert np.all(np.isfinite(leaf))
-    assert float(metrics["gradient_norm"]) > 0.0
-    assert int(second.updates) == 2
+    assert float(metrics["gradient_norm"][0]) > 0.0
+    assert states.updates.tolist() == [1, 2]
     # the data are the published policy's own: nothing has diverged before the first step, something has after it
-    assert abs(float(metrics["kl_to_behaviour"])) < 1e-6
-    np.testing.assert_allclose(metrics["effective_sample_size"], 1.0, rtol=1e-5)
-    assert float(later["kl_to_behaviour"]) > 0.0
-    moved = jax.tree.map(lambda new, old: np.any(new != old), second.params["network"], before.params["network"])
+    assert abs(float(metrics["kl_to_behaviour"][0])) < 1e-6
+    np.testing.assert_allclose(metrics["effective_sample_size"][0], 1.0, rtol=1e-5)
+    assert float(metrics["kl_to_behaviour"][1]) > 0.0
+    moved = jax.tree.map(lambda new, old: np.any(new[1] != old), states.params["network"], before.params["network"])
     still = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf}
     assert not still
 
 
-def test_a_separate_critic_shares_nothing(chunks):
-    """The gradient of the value loss stays out of the actor's torso, and that of the policy out of the critic's."""
-    spec, chunk = chunks["CartPole-v1"]
-    for fields, kept in [
-        (dict(value_coefficient=0.0), "critic_torso"),
-        (dict(value_coefficient=0.0), "value_head"),
-    ]:
-        config = preset("ppo_gae", sizes=(8,), separate_critic=True, **fields)
-        _, before, first, _, _, _ = act_and_update(config, spec, chunk)
-        for part in before.params["network"]:
-            moved = any(
-                np.any(a != b)
-                for a, b in zip(
-                    jax.tree.leaves(first.params["network"][part]),
-                    jax.tree.leaves(before.params["network"][part]),
-                    strict=True,
-                )
-            )
-            assert moved == (part not in ("critic_torso", "value_head")), part
-        assert kept in before.params["network"]
-    config = preset("ppo_gae", sizes=(8,), separate_critic=True)
-    batch, *_ = act_and_update(config, spec, chunk)
-    shared, *_ = act_and_update(config.replace(separate_critic=False), spec, chunk)
-    assert np.all(np.isfinite(batch.behaviour_value))
-    assert batch.behaviour_value.shape == shared.behaviour_value.shape
+def test_a_separate_critic_shares_nothing():
+    """The gradient of the policy loss stays out of the critic's torso, and that of the value loss out of the actor's."""
+    spec = envs.make("CartPole-v1", LANES).spec
+    config = preset("ppo_gae", sizes=(8,), separate_critic=True, value_coefficient=0.0)
+    batch, before, states, _ = act_and_update(config, spec, random_chunk(spec))
+
+    def moved(states):
+        return {
+            part
+            for part, old in before.params["network"].items()
+            for new, leaf in zip(jax.tree.leaves(states.params["network"][part]), jax.tree.leaves(old), strict=True)
+            if np.any(new[0] != leaf)
+        }
+
+    assert moved(states) == {"actor_torso", "policy_head"}
+    # Adam would move by a whole step whatever the scale, so the policy's gradient is taken away exactly
+    silent = random_chunk(spec)._replace(valid=jnp.zeros((LENGTH, LANES), bool))
+    _, _, states, _ = act_and_update(config, spec, silent)
+    assert moved(states) == set()
+    _, _, states, _ = act_and_update(config.replace(value_coefficient=0.5), spec, random_chunk(spec))
+    assert moved(states) == {"actor_torso", "policy_head", "critic_torso", "value_head"}
+
+    # behaviour values, computed for a whole chunk at once, are those of the critic on each observation
+    network = agent_module.build_network(config, spec)
+    first = jnp.zeros(batch.reward.shape, bool)
+    _, value, _ = network.apply({"params": before.params["network"]}, batch.observation, (), first)
+    np.testing.assert_allclose(batch.behaviour_value, value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
