@@ -69,11 +69,11 @@ PRESETS = {
         seeds=2,
     ),
     "cpu": Preset(
-        # In 100,000 samples nothing learns on Asterix (tuning scores stay at a random policy's 0.5), and Freeway's episodes
-        # of 2,500 steps leave two or three a lane. They belong to the presets with more samples.
+        # In 50,000 samples nothing learns on Asterix (tuning scores stay at a random policy's 0.5), and Freeway's episodes
+        # of 2,500 steps leave one or two a lane. They belong to the presets with more samples.
         games=("Breakout", "SpaceInvaders"),
         methods={"data-scarce": tuple(METHODS), "data-rich": MAIN_METHODS},
-        steps=100_000,
+        steps=60_000,
         seeds=5,
         tuning_games=("Breakout", "SpaceInvaders"),
         tuning_seeds=1,
@@ -82,7 +82,7 @@ PRESETS = {
         map_reuse=(1.0, 4.0, 16.0),
         map_capacity=(2048, 16384),
         map_rates=(1e-3, 3e-3),
-        map_steps=50_000,
+        map_steps=40_000,
         map_seeds=2,
     ),
     "gpu": Preset(

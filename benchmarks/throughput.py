@@ -343,9 +343,11 @@ def main() -> None:
         workers.append(Worker(python, "purejaxrl", str(options.purejaxrl.resolve())))
     workers.append(Worker(sys.executable, "ours_all_metrics"))
     for task in TASKS:
+        print(f"{task}: {repeats} rounds of {', '.join(worker.library for worker in workers)} ...", flush=True)
         content["tasks"].append(against_peers(task, workers, repeats, peak))
     for worker in workers:
         worker.close()
+    print("seeds in one program, learners, acting ...", flush=True)
     content["sweep"] = seeds_in_one_program(repeats)
     content["learners"] = [learner(image, repeats, peak) for image in ("minatar", "nature")]
     if importlib.util.find_spec("ale_py"):

@@ -134,60 +134,7 @@ class TanhNormal(NamedTuple):
         return self._normal.kl(other._normal)
 
 
-class TruncatedNormal(NamedTuple):
-    """Normal truncated to `[low, high]`, independent components.
-
-    Attributes:
-        mean: `float[..., D]` of the normal before truncation.
-        log_std: `float[..., D]` of the normal before truncation.
-        low: `float[..., D]` or scalar.
-        high: `float[..., D]` or scalar.
-    """
-
-    mean: Array
-    log_std: Array
-    low: Array | float = -1.0
-    high: Array | float = 1.0
-
-    def _standardised(self, x: Array | float) -> Array:
-        return (x - self.mean) * jnp.exp(-self.log_std)
-
-    def _log_mass(self) -> Array:
-        """log(Phi(b) - Phi(a)); in the upper tail both are mirrored, where the difference keeps its digits."""
-        a, b = self._standardised(self.low), self._standardised(self.high)
-        mirrored = a > 0
-        a, b = jnp.where(mirrored, -b, a), jnp.where(mirrored, -a, b)
-        log_b, log_a = jax.scipy.stats.norm.logcdf(b), jax.scipy.stats.norm.logcdf(a)
-        return log_b + jnp.log1p(-jnp.exp(log_a - log_b))
-
-    def log_prob(self, action: Array) -> Array:
-        """Log-density `float[...]`; minus infinity outside the interval."""
-        z = self._standardised(action)
-        inside = (action >= self.low) & (action <= self.high)
-        density = -0.5 * jnp.square(z) - self.log_std - _LOG_SQRT_2PI - self._log_mass()
-        return jnp.sum(jnp.where(inside, density, -jnp.inf), axis=-1)
-
-    def sample(self, key: Array) -> Array:
-        """One action `float[..., D]` by inversion, differentiable in the parameters."""
-        a, b = self._standardised(self.low), self._standardised(self.high)
-        z = jax.random.truncated_normal(key, a, b, self.mean.shape, self.mean.dtype)
-        return jnp.clip(self.mean + jnp.exp(self.log_std) * z, self.low, self.high)
-
-    def mode(self) -> Array:
-        """The mean moved into the interval."""
-        return jnp.clip(self.mean, self.low, self.high)
-
-    def entropy(self) -> Array:
-        """Differential entropy `float[...]` in nats."""
-        a, b = self._standardised(self.low), self._standardised(self.high)
-        log_mass = self._log_mass()
-        density_a = jnp.exp(-0.5 * jnp.square(a) - _LOG_SQRT_2PI - log_mass)
-        density_b = jnp.exp(-0.5 * jnp.square(b) - _LOG_SQRT_2PI - log_mass)
-        edge = 0.5 * (_product_no_nan(density_a, a) - _product_no_nan(density_b, b))
-        return jnp.sum(log_mass + self.log_std + 0.5 + _LOG_SQRT_2PI + edge, axis=-1)
-
-
-Distribution = Categorical | DiagonalNormal | TanhNormal | TruncatedNormal
+Distribution = Categorical | DiagonalNormal | TanhNormal
 
 
 def _product_no_nan(x: Array, y: Array) -> Array:

@@ -7,12 +7,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy import integrate, special, stats
 
-from jaxrl_off.distributions import Categorical, DiagonalNormal, TanhNormal, TruncatedNormal
+from jaxrl_off.distributions import Categorical, DiagonalNormal, TanhNormal
 
 SAMPLES = 20_000
 MEANS, LOG_STDS = np.array([0.3, -1.2, 2.0]), np.array([-0.5, 0.4, 0.0])
 OTHER_MEANS, OTHER_LOG_STDS = np.array([-0.2, -1.0, 1.1]), np.array([0.1, -0.3, 0.5])
-LOW, HIGH = np.array([-1.0, -2.0, 0.5]), np.array([1.0, -0.5, 4.0])
 
 
 def make(name):
@@ -27,19 +26,12 @@ def make(name):
             TanhNormal(jnp.asarray(MEANS), jnp.asarray(LOG_STDS)),
             TanhNormal(jnp.asarray(OTHER_MEANS), jnp.asarray(OTHER_LOG_STDS)),
         ),
-        "truncated": (
-            TruncatedNormal(jnp.asarray(MEANS), jnp.asarray(LOG_STDS), jnp.asarray(LOW), jnp.asarray(HIGH)),
-            None,
-        ),
     }[name]
 
 
-KINDS = ["categorical", "normal", "tanh", "truncated"]
+KINDS = ["categorical", "normal", "tanh"]
 
 
-def truncnorm(mean, log_std, low, high):
-    std = np.exp(log_std)
-    return stats.truncnorm((low - mean) / std, (high - mean) / std, loc=mean, scale=std)
 
 
 def tanh_density(action, mean, log_std):
@@ -121,47 +113,23 @@ def test_tanh_normal_agrees_with_the_change_of_variables():
         np.testing.assert_allclose(distribution.kl(other), kl, rtol=1e-6)
 
 
-def test_truncated_normal_agrees_with_scipy():
-    action = np.array([[0.1, -1.7, 0.6], [-1.0, -0.5, 3.0]])
-    reference = truncnorm(MEANS, LOG_STDS, LOW, HIGH)
-    with jax.enable_x64(True):
-        distribution, _ = make("truncated")
-        np.testing.assert_allclose(
-            distribution.log_prob(jnp.asarray(action)), reference.logpdf(action).sum(-1), rtol=1e-10
-        )
-        np.testing.assert_allclose(distribution.entropy(), reference.entropy().sum(), rtol=1e-10)
-        np.testing.assert_allclose(distribution.mode(), [0.3, -1.2, 2.0])
-        outside = distribution._replace(mean=jnp.array([-2.0, 0.0, 9.0])).mode()
-        np.testing.assert_allclose(outside, [-1.0, -0.5, 4.0])
-        for k, x in ((0, 1.01), (0, -1.01), (2, 0.49)):
-            assert distribution.log_prob(jnp.asarray(action[0]).at[k].set(x)) == -jnp.inf
 
 
-@pytest.mark.parametrize("kind", ["normal", "tanh", "truncated"])
+@pytest.mark.parametrize("kind", ["normal", "tanh"])
 def test_densities_integrate_to_one(kind):
     with jax.enable_x64(True):
         distribution, _ = make(kind)
         for k in range(3):
             one = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], distribution)
-            if kind == "truncated":
-                nodes, weights = np.polynomial.legendre.leggauss(64)
-                x, weights = LOW[k] + (HIGH[k] - LOW[k]) * (nodes + 1) / 2, weights * (HIGH[k] - LOW[k]) / 2
-            else:
-                x = np.linspace(MEANS[k] - 7, MEANS[k] + 7, 2001)
-                x = x[np.abs(x) < 7.2]  # where tanh is within its bound
-                weights = np.full(len(x), x[1] - x[0])
+            x = np.linspace(MEANS[k] - 7, MEANS[k] + 7, 2001)
+            x = x[np.abs(x) < 7.2]  # where tanh is within its bound
+            weights = np.full(len(x), x[1] - x[0])
                 if kind == "tanh":
                     x, weights = np.tanh(x), weights * (1 - np.tanh(x) ** 2)
             total = np.sum(weights * np.exp(one.log_prob(jnp.asarray(x)[..., None])))
             np.testing.assert_allclose(total, 1.0, atol=5e-5)  # the tails beyond the nodes
 
 
-def test_default_bounds_of_the_truncated_normal_are_minus_one_and_one():
-    distribution = TruncatedNormal(jnp.zeros(1), jnp.zeros(1))
-    np.testing.assert_allclose(
-        distribution.log_prob(jnp.array([0.9])), truncnorm(0.0, 0.0, -1.0, 1.0).logpdf(0.9), rtol=1e-5
-    )
-    assert distribution.log_prob(jnp.array([1.1])) == -jnp.inf
 
 
 # Samples ------------------------------------------------------------------------------------------------------------
@@ -175,7 +143,7 @@ def test_categorical_samples_have_the_right_frequencies():
     assert stats.chisquare(observed, special.softmax(MEANS) * SAMPLES).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["normal", "tanh", "truncated"])
+@pytest.mark.parametrize("kind", ["normal", "tanh"])
 def test_continuous_samples_have_the_right_distribution(kind):
     distribution, _ = make(kind)
     actions = draw(distribution)
@@ -183,24 +151,17 @@ def test_continuous_samples_have_the_right_distribution(kind):
     normal = stats.norm(MEANS, np.exp(LOG_STDS))
     for k in range(3):
         x = actions[:, k]
-        if kind == "truncated":
-            reference = truncnorm(MEANS[k], LOG_STDS[k], LOW[k], HIGH[k])
-            cdf, mean, std = reference.cdf, reference.mean(), reference.std()
-            assert x.min() >= LOW[k]
-            assert x.max() <= HIGH[k]
-        else:
-            if kind == "tanh":
-                x = np.arctanh(x.astype(np.float64))
-            mean, std = normal.mean()[k], normal.std()[k]
-            cdf = stats.norm(mean, std).cdf
-        assert stats.kstest(x, cdf).pvalue > 1e-3
+        if kind == "tanh":
+            x = np.arctanh(x.astype(np.float64))
+        mean, std = normal.mean()[k], normal.std()[k]
+        assert stats.kstest(x, stats.norm(mean, std).cdf).pvalue > 1e-3
         np.testing.assert_allclose(x.mean(), mean, atol=4.5 * std / np.sqrt(SAMPLES))
         np.testing.assert_allclose(x.std(), std, rtol=0.03)
     # Independent components.
     np.testing.assert_allclose(np.corrcoef(actions.T), np.eye(3), atol=4.5 / np.sqrt(SAMPLES))
 
 
-@pytest.mark.parametrize("kind", ["normal", "tanh", "truncated"])
+@pytest.mark.parametrize("kind", ["normal", "tanh"])
 def test_entropy_and_kl_agree_with_samples(kind):
     distribution, other = make(kind)
     actions = jnp.asarray(draw(distribution, seed=1))
@@ -227,7 +188,7 @@ def test_tanh_sample_and_log_prob_belong_together():
     np.testing.assert_allclose(log_prob[inside], expected, atol=2e-2)
 
 
-@pytest.mark.parametrize("kind", ["normal", "tanh", "truncated"])
+@pytest.mark.parametrize("kind", ["normal", "tanh"])
 def test_samples_are_differentiable_in_the_parameters(kind):
     """The pathwise gradient against finite differences with the same key, in float64."""
     with jax.enable_x64(True):
@@ -346,92 +307,20 @@ def test_normal_is_finite_for_extreme_spreads(log_std):
     np.testing.assert_allclose(distribution.kl(other), 2 * (1 + 0.5 * np.exp(-2.0) - 0.5), rtol=1e-5)
 
 
-TAILS = [-50.0, -10.0, -5.0, 5.0, 10.0, 50.0]
 
 
-def tail_reference(mean):
-    """Log-density, mean and entropy of the standard normal about `mean` truncated to [-1, 1], by stable quadrature."""
-    near = np.sign(mean)  # the end at which the mass is
-
-    def unnormalised(action):
-        return np.exp(-0.5 * (action - mean) ** 2 + 0.5 * (near - mean) ** 2)
-
-    limits = {"epsabs": 1e-13, "limit": 200}
-    mass = integrate.quad(unnormalised, -1, 1, **limits)[0]
-    moment = integrate.quad(lambda a: a * unnormalised(a), -1, 1, **limits)[0] / mass
-
-    def log_prob(action):
-        return -0.5 * (action - mean) ** 2 + 0.5 * (near - mean) ** 2 - np.log(mass)
-
-    entropy = -integrate.quad(lambda a: unnormalised(a) / mass * log_prob(a), -1, 1, **limits)[0]
-    return log_prob, moment, entropy
 
 
-@pytest.mark.parametrize("mean", TAILS)
-def test_truncated_normal_far_from_its_interval(mean):
-    log_prob, _, entropy = tail_reference(mean)
-    distribution = TruncatedNormal(jnp.array([mean]), jnp.zeros(1))
-    actions = np.array([-1.0, -0.3, 0.99, 1.0], np.float32)
-    # In float32 the exponent (action - mean)^2 / 2 is good to one part in 10^7.
-    tolerance = 1e-6 * (1 + 0.5 * mean**2)
-    np.testing.assert_allclose(distribution.log_prob(actions[:, None]), log_prob(actions), atol=tolerance)
-    np.testing.assert_allclose(distribution.entropy(), entropy, atol=tolerance)
-    for action in actions:
-        assert_finite(jax.grad(lambda d, a=action: d.log_prob(a[None]))(distribution))
 
 
-@pytest.mark.parametrize("mean", TAILS)
-def test_truncated_normal_entropy_gradient_far_from_its_interval(mean):
-    difference = (tail_reference(mean + 0.01)[2] - tail_reference(mean - 0.01)[2]) / 0.02
-    gradient = jax.grad(lambda x: TruncatedNormal(x, jnp.zeros(1)).entropy())(jnp.array([mean]))
-    np.testing.assert_allclose(gradient, [difference], rtol=0.02)
 
 
-@pytest.mark.parametrize("mean", TAILS)
-def test_truncated_normal_samples_far_from_its_interval(mean):
-    """The mass is at the end nearest to the mean, at a distance of about 1 / |mean|."""
-    _, moment, _ = tail_reference(mean)
-    distribution = TruncatedNormal(jnp.array([mean]), jnp.zeros(1))
-    actions = draw(distribution, count=4000)
-    assert np.abs(actions).max() <= 1.0
-    np.testing.assert_allclose(actions.mean(), moment, atol=0.1 * (1 - abs(moment)))
 
 
-@pytest.mark.parametrize("mean", TAILS)
-def test_truncated_normal_samples_far_from_its_interval_have_finite_gradients(mean):
-    distribution = TruncatedNormal(jnp.array([mean]), jnp.zeros(1))
-    gradients = jax.vmap(jax.grad(lambda d, k: jnp.sum(d.sample(k))), (None, 0))(
-        distribution, jax.random.split(jax.random.key(0), 50)
-    )
-    assert np.isfinite(gradients.mean).all()
-    assert np.isfinite(gradients.log_std).all()
 
 
-@pytest.mark.parametrize("log_std", [-8.0, -3.0, 3.0, 5.0, 10.0, 18.0])
-def test_truncated_normal_for_extreme_spreads(log_std):
-    """Narrow: nearly a normal. Wide: nearly uniform, whose log-density is -log 2 and whose entropy is log 2."""
-    distribution = TruncatedNormal(jnp.zeros(1), jnp.array([log_std]))
-    reference = truncnorm(0.0, log_std, -1.0, 1.0)
-    for action in (0.0, 0.3):
-        value, gradient = jax.value_and_grad(lambda d, a=action: d.log_prob(jnp.array([a])))(distribution)
-        np.testing.assert_allclose(value, reference.logpdf(action), rtol=1e-4)
-        assert_finite(gradient)
-    value, gradient = jax.value_and_grad(lambda d: d.entropy())(distribution)
-    expected = log_std + 0.5 * np.log(2 * np.pi * np.e) if log_std < 0 else reference.entropy()
-    np.testing.assert_allclose(value, expected, rtol=1e-4)
-    assert_finite(gradient)
 
 
-def test_truncated_normal_with_an_open_side():
-    """An infinite bound truncates nothing on its side."""
-    distribution = TruncatedNormal(jnp.array([0.3]), jnp.array([0.2]), -jnp.inf, jnp.inf)
-    normal = DiagonalNormal(jnp.array([0.3]), jnp.array([0.2]))
-    for function in (lambda d: d.log_prob(jnp.array([0.7])), lambda d: d.entropy()):
-        value, gradient = jax.value_and_grad(function)(distribution)
-        expected, expected_gradient = jax.value_and_grad(function)(normal)
-        np.testing.assert_allclose(value, expected, rtol=1e-5)
-        np.testing.assert_allclose(gradient.mean, expected_gradient.mean, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(gradient.log_std, expected_gradient.log_std, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -464,8 +353,7 @@ def test_jit_vmap_and_batch_axes_agree(kind):
         results = {"action": action, "log_prob": distribution.log_prob(action), "mode": distribution.mode()}
         if kind != "tanh":
             results["entropy"] = distribution.entropy()
-        if kind != "truncated":
-            results["kl"] = distribution.kl(other)
+        results["kl"] = distribution.kl(other)
         return results
 
     one, other = make(kind)

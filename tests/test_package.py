@@ -99,7 +99,11 @@ def test_every_public_name_has_a_docstring(path):
             assert not re.match(rf"{name}\(.*\)$", thing.__doc__.strip(), re.DOTALL), f"{module.__name__}.{name}"
         if inspect.isclass(thing):
             for method, function in vars(thing).items():
-                if inspect.isfunction(function) and not method.startswith("_") and function.__module__ == module.__name__:
+                if (
+                    inspect.isfunction(function)
+                    and not method.startswith("_")
+                    and function.__module__ == module.__name__
+                ):
                     assert function.__doc__, f"{module.__name__}.{name}.{method} has no docstring"
 
 

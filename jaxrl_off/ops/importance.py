@@ -25,10 +25,13 @@ def importance_ratio(log_prob: Array, behaviour_log_prob: Array, *, log_clip: fl
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
-    """Mean of `values` where `mask` is set; 0 where nothing is. Both `[...]`, the result is a scalar."""
+    """Mean of `values` where `mask` is set; 0 where nothing is. Both `[...]`, the result is a scalar.
+
+    What is not selected may be infinite or NaN; neither the mean nor its gradient sees it.
+    """
     chex.assert_equal_shape([values, mask])
-    mask = mask.astype(values.dtype)
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+    selected = mask.astype(bool)
+    return jnp.sum(jnp.where(selected, values, 0.0)) / jnp.maximum(jnp.sum(selected), 1)
 
 
 def effective_sample_size(weights: Array, mask: Array | None = None) -> Array:
@@ -47,8 +50,11 @@ def effective_sample_size(weights: Array, mask: Array | None = None) -> Array:
         >>> float(effective_sample_size(jnp.array([1.0, 1.0, 0.0, 0.0])))
         0.5
     """
-    mask = jnp.ones_like(weights) if mask is None else mask.astype(weights.dtype)
-    chex.assert_equal_shape([weights, mask])
-    weights = weights * mask
-    total, squares, count = jnp.sum(weights), jnp.sum(jnp.square(weights)), jnp.sum(mask)
-    return jnp.where(squares > 0, jnp.square(total) / jnp.where(squares > 0, count * squares, 1.0), 0.0)
+    selected = jnp.ones(weights.shape, bool) if mask is None else mask.astype(bool)
+    chex.assert_equal_shape([weights, selected])
+    weights = jnp.where(selected, weights, 0.0)
+    largest = jnp.max(weights, initial=0.0)
+    scaled = weights / jnp.where(largest > 0, largest, 1.0)  # squares of very large or small weights leave float32
+    squares = jnp.sum(jnp.square(scaled))
+    share = jnp.square(jnp.sum(scaled)) / jnp.where(squares > 0, jnp.sum(selected) * squares, 1.0)
+    return jnp.where(squares > 0, share, 0.0)

@@ -180,7 +180,7 @@ def vtrace(
         values: `float[T]`, V(s_t) under the current parameters.
         next_values: `float[T]`, from `successor_values`.
         rewards: `float[T]`.
-        ratios: `float[T]`, pi(a_t|s_t) / pi_t(a_t|s_t). Their gradient is stopped here.
+        ratios: `float[T]`, pi(a_t|s_t) / pi_t(a_t|s_t).
         terminated: `bool[T]`.
         truncated: `bool[T]`.
         gamma: discount in [0, 1].
@@ -195,7 +195,7 @@ def vtrace(
     """
     chex.assert_rank(rewards, 1)
     chex.assert_equal_shape([values, next_values, rewards, ratios, terminated, truncated])
-    values, next_values, ratios = jax.lax.stop_gradient((values, next_values, ratios))
+    values, next_values, rewards, ratios = jax.lax.stop_gradient((values, next_values, rewards, ratios))
     discount, continues = _discount_and_continuation(terminated, truncated, gamma, rewards.dtype)
     deltas = jnp.minimum(rho_bar, ratios) * (rewards + discount * next_values - values)
     corrections = backward_recursion(deltas, discount * continues * lambda_ * jnp.minimum(c_bar, ratios))

@@ -95,7 +95,7 @@ def make_broken(config_and_fault, spec, *, total_updates):
 
 
 SETTINGS = LoopSettings(
-    total_steps=24 * 8 * 40,
+    total_steps=24 * 8 * 120,
     collect_length=8,
     rollout_length=4,
     batch_size=96,
@@ -106,7 +106,7 @@ SETTINGS = LoopSettings(
 
 
 def configure(name, **overrides):
-    return preset(name, sizes=(16,), gamma=GAMMA, learning_rate=0.01, max_grad_norm=10.0, **overrides)
+    return preset(name, sizes=(32,), gamma=GAMMA, learning_rate=0.01, max_grad_norm=10.0, **overrides)
 
 
 @functools.cache
