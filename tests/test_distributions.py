@@ -32,8 +32,6 @@ def make(name):
 KINDS = ["categorical", "normal", "tanh"]
 
 
-
-
 def tanh_density(action, mean, log_std):
     """Change of variables."""
     return stats.norm.pdf(np.arctanh(action), mean, np.exp(log_std)) / (1 - action**2)
@@ -113,8 +111,6 @@ def test_tanh_normal_agrees_with_the_change_of_variables():
         np.testing.assert_allclose(distribution.kl(other), kl, rtol=1e-6)
 
 
-
-
 @pytest.mark.parametrize("kind", ["normal", "tanh"])
 def test_densities_integrate_to_one(kind):
     with jax.enable_x64(True):
@@ -124,12 +120,10 @@ def test_densities_integrate_to_one(kind):
             x = np.linspace(MEANS[k] - 7, MEANS[k] + 7, 2001)
             x = x[np.abs(x) < 7.2]  # where tanh is within its bound
             weights = np.full(len(x), x[1] - x[0])
-                if kind == "tanh":
-                    x, weights = np.tanh(x), weights * (1 - np.tanh(x) ** 2)
+            if kind == "tanh":
+                x, weights = np.tanh(x), weights * (1 - np.tanh(x) ** 2)
             total = np.sum(weights * np.exp(one.log_prob(jnp.asarray(x)[..., None])))
             np.testing.assert_allclose(total, 1.0, atol=5e-5)  # the tails beyond the nodes
-
-
 
 
 # Samples ------------------------------------------------------------------------------------------------------------
@@ -305,22 +299,6 @@ def test_normal_is_finite_for_extreme_spreads(log_std):
     for function in (lambda d: d.log_prob(action), lambda d: d.entropy(), lambda d: d.kl(other)):
         assert_finite(jax.grad(function)(distribution))
     np.testing.assert_allclose(distribution.kl(other), 2 * (1 + 0.5 * np.exp(-2.0) - 0.5), rtol=1e-5)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize("kind", KINDS)
