@@ -28,7 +28,7 @@ class LoopSettings:
     """Sizes of the loop, all static. A "sample" is one decision of one lane.
 
     Attributes:
-        total_steps: samples to collect; rounded down to whole iterations.
+        total_steps: samples to collect; rounded down to whole iterations, and to whole intervals between logs.
         collect_length: decisions per lane and iteration; a multiple of `rollout_length`. The TD(lambda) tail of a roll-out
             looks ahead to the end of the chunk.
         rollout_length: decisions per roll-out, the unit that is stored and sampled (1: single transitions).
@@ -38,7 +38,8 @@ class LoopSettings:
         publish_interval: updates between publications of the policy to the actors (paper: 100). Publication happens
             between iterations.
         burn_in: samples collected before the first update.
-        log_points: rows of metrics that `train` returns; `run` writes as many.
+        log_points: rows of metrics that `train` returns; `run` writes as many. Up to twice as many, where that leaves fewer
+            samples over.
     """
 
     total_steps: int
@@ -111,8 +112,8 @@ def plan(settings: LoopSettings, num_envs: int) -> Plan:
         raise ValueError(
             f"total_steps={s.total_steps} is less than one iteration of {samples} samples after {burn_in} of burn-in."
         )
-    log_points = min(s.log_points, iterations)
-    per_log = iterations // log_points
+    per_log = iterations // min(s.log_points, iterations)
+    log_points = iterations // per_log
     return Plan(
         samples_per_iteration=samples,
         rollouts_per_iteration=samples // s.rollout_length,
