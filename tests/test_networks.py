@@ -59,7 +59,7 @@ def reference_convolution(x, kernel, bias, stride, padding):
     return result + np.asarray(bias, np.float64)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, database=None)
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(
     kernel=st.integers(1, 5),
     stride=st.integers(1, 4),
@@ -410,12 +410,10 @@ def test_separate_critic_shares_nothing_with_the_actor(action_shape):
 
 
 def test_shared_torso_gets_both_gradients():
-    for core_size in (0, 5):
-        network, variables, *inputs = build(core_size=core_size)
-        policy, value = losses(network, *inputs)
-        shared = {"actor_torso"} | ({"core"} if core_size else set())
-        assert touched(policy(variables)) == shared | {"policy_head"}
-        assert touched(value(variables)) == shared | {"value_head"}
+    network, variables, *inputs = build(core_size=5)
+    policy, value = losses(network, *inputs)
+    assert touched(policy(variables)) == {"actor_torso", "core", "policy_head"}
+    assert touched(value(variables)) == {"actor_torso", "core", "value_head"}
 
 
 def test_feed_forward_network_ignores_first_and_mixes_no_steps():

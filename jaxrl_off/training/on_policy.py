@@ -81,6 +81,8 @@ def plan(settings: LoopSettings, num_envs: int) -> Plan:
     for name in ("total_steps", "collect_length", "rollout_length", "batch_size", "publish_interval", "log_points"):
         if getattr(s, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(s, name)}.")
+    if s.burn_in < 0:
+        raise ValueError(f"burn_in must be at least 0, got {s.burn_in}.")
     if s.collect_length % s.rollout_length:
         raise ValueError(f"collect_length={s.collect_length} must be a multiple of rollout_length={s.rollout_length}.")
     if s.batch_size % s.rollout_length:

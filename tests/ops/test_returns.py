@@ -32,6 +32,7 @@ jit_lambda = jax.jit(lambda_returns)
 jit_discounted = jax.jit(discounted_returns)
 jit_gae = jax.jit(generalised_advantages)
 jit_vtrace = jax.jit(vtrace)
+jit_recursion = jax.jit(backward_recursion)
 jit_successor = jax.jit(successor_values)
 
 
@@ -243,7 +244,7 @@ def test_successor_values_agree_with_numpy(trajectory, bootstrap_value):
 )
 def test_backward_recursion_solves_its_equation(offsets, factors, last):
     with jax.enable_x64(True):
-        got = np.asarray(backward_recursion(jnp.asarray(offsets), jnp.asarray(factors), last))
+        got = np.asarray(jit_recursion(offsets, factors, last))
     np.testing.assert_allclose(got, offsets + factors * np.append(got[1:], last), **EXACT)
 
 
