@@ -166,6 +166,7 @@ def minatar_curves(content: dict[str, Any]) -> Any:
     drawing, axes = plt.subplots(
         2 * len(regimes), len(games), figsize=(4.6 * len(games), 4.8 * len(regimes)), squeeze=False
     )
+    methods = list(dict.fromkeys(result["method"] for result in content["final"]))
     for result in content["final"]:
         row, column = 2 * regimes.index(result["regime"]), games.index(result["game"])
         for offset, curve in enumerate(("episode_return", "half_squared_log_ratio")):
@@ -174,15 +175,16 @@ def minatar_curves(content: dict[str, Any]) -> Any:
             y = np.array([[np.nan if v is None else v for v in run["curves"][curve]] for run in result["runs"]])
             with np.errstate(all="ignore"):
                 mean, error = np.nanmean(y, axis=0), np.nanstd(y, axis=0) / np.sqrt(len(y))
-            axis.plot(x, mean, label=result["method"])
-            axis.fill_between(x, mean - error, mean + error, alpha=0.2)
+            colour = f"C{methods.index(result['method'])}"
+            axis.plot(x, mean, label=result["method"], color=colour)
+            axis.fill_between(x, mean - error, mean + error, alpha=0.2, color=colour)
             axis.set_title(f"{result['game']}, {result['regime']}", fontsize=10)
             axis.set_ylabel("return" if offset == 0 else "KL to behaviour")
             if offset:
                 axis.set_yscale("log")
                 axis.set_xlabel("samples")
-    axes[0, 0].legend(fontsize=8)
     drawing.tight_layout()
+    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     return drawing
 
 
@@ -210,7 +212,7 @@ def minatar_map(rows: list[dict[str, Any]]) -> Any:
                     with_it, without = mean(first, *cell, "score"), mean(second, *cell, "score")
                     gain[a, b] = (with_it - without) / max(abs(without), 1e-9)
                     kls = mean(first, *cell, "kl"), mean(second, *cell, "kl")
-                    labels[a, b] = f"{with_it:.2f} / {without:.2f}\n{gain[a, b]:+.0%}\nKL {kls[0]:.2g} / {kls[1]:.2g}"
+                    labels[a, b] = f"{with_it:.2f} / {without:.2f}\n{gain[a, b]:+.0%}\nKL {kls[0]:.1g} / {kls[1]:.1g}"
             axis = axes[i, j]
             axis.imshow(gain, cmap="RdYlGn", vmin=-0.5, vmax=0.5, aspect="auto")
             for (a, b), label in labels.items():

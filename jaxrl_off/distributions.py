@@ -1,4 +1,4 @@
-"""Action distributions: small pytrees with `log_prob`, `sample`, `mode`, `entropy` and `kl`.
+"""Action distributions: small pytrees with `log_prob`, `sample`, `mode`, `kl` and, where it is known, `entropy`.
 
 All reduce over the last axis of continuous actions; every leading axis is a batch axis. Parameters are the fields, so a
 distribution can be stored, stacked and passed through `jax` transformations as it is.

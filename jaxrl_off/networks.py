@@ -31,7 +31,7 @@ def _dense(size: int, scale: float = _SQRT_2, name: str | None = None) -> nn.Den
 
 
 def as_float(observation: Array) -> Array:
-    """`float32` view of an observation: `uint8` is divided by 255, `bool` becomes 0/1, floats stay."""
+    """`float32` view of an observation: `uint8` is divided by 255, `bool` becomes 0/1, other types are cast."""
     if observation.dtype == jnp.uint8:
         return observation.astype(jnp.float32) * (1.0 / 255.0)
     return observation.astype(jnp.float32)

@@ -197,7 +197,7 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
     replay = None
     if settings.replay_capacity:
         replay = make_rollout_replay(settings.replay_capacity // settings.rollout_length, counts.rollouts_per_batch)
-    split, keep = _placements(mesh, environment.num_envs, counts.rollouts_per_batch)
+    split, keep, split_items = _placements(mesh, environment.num_envs, counts.rollouts_per_batch)
 
     def collect(state: LoopState) -> tuple[LoopState, Chunk]:
         key, act_key, step_key = jax.random.split(state.key, 3)
@@ -243,7 +243,7 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
         state, chunk = collect(state)
         rollouts = agent.process(state.agent, chunk, settings.rollout_length)
         if replay is not None:
-            state = state._replace(replay=replay.add(state.replay, rollouts))
+            state = state._replace(replay=split_items(replay.add(state.replay, rollouts)))
         episode = chunk.episode
         done = episode.done.astype(jnp.float32)
         statistics = {
@@ -302,7 +302,8 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
             def one_chunk(state: LoopState) -> PyTree:
                 return agent.process(state.agent, collect(state)[1], settings.rollout_length)
 
-            state = state._replace(replay=empty_replay(replay, jax.eval_shape(one_chunk, state)))
+            empty = empty_replay(replay, jax.eval_shape(one_chunk, state))
+            state = state._replace(replay=split_items(empty))
         if counts.burn_in_iterations:
             state, _ = jax.lax.scan(lambda s, _: (gather(s)[0], None), state, None, counts.burn_in_iterations)
         return state
@@ -405,21 +406,22 @@ def stack_configs(configs: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *configs)
 
 
-def _placements(mesh: Mesh | None, num_envs: int, batch: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """How to split lanes and batches over a mesh, and how to keep the learner on every device."""
+def _placements(mesh: Mesh | None, num_envs: int, batch: int) -> tuple[Callable[[Any], Any], ...]:
+    """How to split lanes and batches over a mesh, to keep the learner on every device, and to split a replay's items."""
     if mesh is None:
-        return (lambda tree: tree), (lambda tree: tree)
+        return (lambda tree: tree,) * 3
     size = mesh.shape["data"]
     if num_envs % size or batch % size:
         raise ValueError(
             f"num_envs={num_envs} and the {batch} roll-outs of a batch must be multiples of the {size} devices of the mesh."
         )
 
-    def place(axes: tuple[str, ...]) -> Callable[[Any], Any]:
+    def place(axes: tuple[str | None, ...]) -> Callable[[Any], Any]:
         def put(leaf: Array) -> Array:
             spec = PartitionSpec(*axes[: leaf.ndim]) if leaf.shape[:1] != () else PartitionSpec()
             return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
         return lambda tree: jax.tree.map(put, tree)
 
-    return place(("data",)), place(())
+    # flashbax's arrays are [1, items, ...]
+    return place(("data",)), place(()), place((None, "data"))
