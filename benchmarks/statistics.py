@@ -197,7 +197,7 @@ def _claims(
     )
     add(
         "1-step divergence beats entropy",
-        "5 of 6 games, Montezuma noisy (Fig. 2)",
+        "6 of 6 games, Montezuma noisy (Fig. 2)",
         difference("data-scarce", "PPO+DA (1-step)", "PPO+Entropy"),
         "greater",
         relative,
