@@ -178,7 +178,9 @@ def make(
     handle, xla_reset, xla_step = vector.xla()
     buttons = list(vector.ale.get_action_set())
     fire = buttons.index(ale_py.Action.FIRE) if rules.fire_reset and ale_py.Action.FIRE in buttons else None
-    spec = EnvironmentSpec(f"ale/{identifier}", (rules.size, rules.size, rules.stack), "uint8", DiscreteSpace(len(buttons)))
+    spec = EnvironmentSpec(
+        f"ale/{identifier}", (rules.size, rules.size, rules.stack), "uint8", DiscreteSpace(len(buttons))
+    )
 
     def observe(frames: Array) -> Array:
         return jnp.transpose(frames, (0, 2, 3, 1))
