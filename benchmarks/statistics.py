@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,7 @@ def _scores(
 
 def _aggregate(table: dict[str, dict[str, np.ndarray]], games: list[str]) -> dict[str, Any]:
     """Interquartile mean of scores, each game scaled by its best method's mean, and probability of improvement on PPO."""
+    warnings.filterwarnings("ignore", message="random_state is deprecated")  # rliable's own call of arch
     from rliable import library, metrics
 
     top = {game: max(by_game[game].mean() for by_game in table.values()) for game in games}

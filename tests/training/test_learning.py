@@ -22,6 +22,19 @@ def test_ppo_balances_the_pole():
     assert float(metrics["episode_return"][0]) < 120.0  # it had to be learned
 
 
+def test_divergence_augmentation_balances_the_pole():
+    """V-trace and the divergence over roll-outs of 16 fresh steps; with a shared torso values drown the policy."""
+    env = envs.make("CartPole-v1", 8)
+    settings = LoopSettings(
+        total_steps=200_000, collect_length=64, rollout_length=16, batch_size=128, reuse=4.0, log_points=20
+    )
+    train = make_train(agents.make, env, settings)
+    config = agents.preset("ppo_da", separate_critic=True)
+    metrics = jax.jit(lambda c, k: train(c, k).metrics)(config, jax.random.key(0))
+    assert float(jnp.mean(metrics["episode_return"][-2:])) > 400.0
+    assert float(metrics["episode_return"][0]) < 120.0
+
+
 def test_divergence_holds_the_policy_near_its_data_while_it_learns():
     """Scarce data on MinAtar: all learn Breakout (a random policy gets about 0.5), and 1/eta lowers the KL."""
     env = envs.make("Breakout-MinAtar", 16)
