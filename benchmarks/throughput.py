@@ -336,7 +336,13 @@ def main() -> None:
 
     python = options.peer_python or peer_python(ROOT / ".venv-peers")
     peak = matrix_product_rate()
-    content: dict[str, Any] = provenance() | {"matrix_product_gflops": peak, "repeats": repeats, "tasks": []}
+    content: dict[str, Any] = {
+        "benchmark": "throughput",
+        "provenance": provenance(),
+        "matrix_product_gflops": peak,
+        "repeats": repeats,
+        "tasks": [],
+    }
     content["header"] = ["what", "ours", "the other", "ours faster by: median (range)", "bar"]
     workers = [Worker(sys.executable, "ours"), Worker(python, "rejax")]
     if options.purejaxrl:
