@@ -462,6 +462,20 @@ def test_learner_and_actor_are_apart_between_publications():
         assert row["staleness_max"] == ages.max()
 
 
+def test_the_published_parameters_act():
+    """The learner moves far in every iteration, and what is stored stays that of the parameters published at the start."""
+    config = preset("ppo_da", sizes=(8,), learning_rate=0.1)
+    settings = dataclasses.replace(SMALL, replay_capacity=24, publish_interval=100)
+    states, _ = run(settings, 3, agents.make, config)
+    network = build_network(config, clockwork().spec)
+    rollouts = stored(states[-1])
+    for params, same in ((states[0].agent.params, True), (states[2].agent.params, False)):
+        distribution, value, _ = network.apply({"params": params["network"]}, rollouts.observation, (), rollouts.first)
+        log_prob = distribution.log_prob(rollouts.action)
+        assert np.allclose(log_prob, rollouts.behaviour_log_prob, atol=1e-5) == same
+        assert np.allclose(value, rollouts.behaviour_value, atol=1e-5) == same
+
+
 def test_staleness_of_a_replay():
     """With one publication an iteration and the replay of one iteration, ages are 0, 1, 2."""
     settings = dataclasses.replace(SMALL, replay_capacity=24, publish_interval=1)
