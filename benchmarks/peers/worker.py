@@ -3,7 +3,7 @@
 `python worker.py {ours,ours_all_metrics,rejax,purejaxrl} [checkout]` answers one JSON line on stdout for each on stdin:
 `{"command": "compile" | "run" | "score", "task": name, "seed": int}` ->
 `{"seconds", "cpu_seconds"}` (wall clock, and processor time of this process over all its threads) or `{"score"}`.
-`run` is a whole training run of a program compiled before; `score` judges the last run and is never timed.
+`compile` starts from empty caches; `run` is a whole training run of the program compiled last; `score` judges the last run and is never timed.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def serve(build: Callable[..., Program]) -> None:
             answer = {"score": float(compiled[name][1](results[name]))}
         else:
             if command == "compile":
+                jax.clear_caches()
                 program, score = build(name, TASKS[name])
                 compiled[name] = jax.jit(program).lower(key).compile(), score
             else:

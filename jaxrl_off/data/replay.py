@@ -46,11 +46,12 @@ def minibatch_indices(key: Array, count: int, num_minibatches: int, epochs: int)
     Returns:
         Indices `int32[epochs * num_minibatches, R / num_minibatches]` into the roll-outs.
     """
-    # What `jax.random.permutation` does, in one round (32-bit ties are rare and harmless) and by an unstable sort: half
-    # the time.
-    bits = jax.random.bits(key, (epochs, count))
-    index = jax.lax.broadcasted_iota(jnp.int32, (epochs, count), 1)
-    _, order = jax.lax.sort((bits, index), num_keys=1, is_stable=False)
+    # Random high bits with the index below them: one operand, which sorts four times faster on CPU than a key with a value.
+    # Ties of the random bits stay in order of their indices, next to each other, so mostly in one minibatch.
+    index_bits = max(count - 1, 1).bit_length()
+    random = jax.random.bits(key, (epochs, count)) >> index_bits << index_bits
+    order = jax.lax.sort(random | jax.lax.broadcasted_iota(jnp.uint32, (epochs, count), 1), is_stable=False)
+    order = (order & jnp.uint32((1 << index_bits) - 1)).astype(jnp.int32)
     return order.reshape(epochs * num_minibatches, count // num_minibatches)
 
 

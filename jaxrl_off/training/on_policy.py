@@ -267,7 +267,9 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
 
         def update(learner: Any, choice: Array) -> tuple[Any, dict[str, Array]]:
             if replay is None:
-                batch = jax.tree.map(lambda leaf: jnp.take(leaf, choice, axis=0, unique_indices=True), rollouts)
+                batch = jax.tree.map(
+                    lambda leaf: leaf.at[choice].get(mode="promise_in_bounds", unique_indices=True), rollouts
+                )
             else:
                 batch = replay.sample(state.replay, choice).experience
             learner, metrics = agent.update(learner, choice, split(batch))
@@ -288,7 +290,7 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
         agent_key, environment_key, loop_key = jax.random.split(key, 3)
         env_state, timestep = environment.reset(environment_key)
         state = LoopState(
-            agent=keep(agent.init(agent_key)),
+            agent=keep(agent.init(unrolled_keys(agent_key))),
             environment=split(env_state),
             observation=split(timestep.observation),
             first=timestep.first,
