@@ -3,7 +3,8 @@
 `python worker.py {ours,ours_all_metrics,rejax,purejaxrl} [checkout]` answers one JSON line on stdout for each on stdin:
 `{"command": "compile" | "run" | "score", "task": name, "seed": int}` ->
 `{"seconds", "cpu_seconds"}` (wall clock, and processor time of this process over all its threads) or `{"score"}`.
-`compile` starts from empty caches; `run` is a whole training run of the program compiled last; `score` judges the last run and is never timed.
+`compile` starts from empty caches; `run` is a whole training run of the program compiled last; `score` judges the last run
+and is never timed.
 """
 
 from __future__ import annotations
