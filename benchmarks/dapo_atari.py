@@ -108,7 +108,7 @@ def train_game(game: str, method: str, seed: int, preset: Preset) -> dict[str, A
     import jax
 
     from jaxrl_off import agents, envs
-    from jaxrl_off.training.on_policy import LoopSettings, make_loop, plan
+    from jaxrl_off.training import LoopSettings, make_loop, plan
 
     environment = envs.make(f"ale/{game}", preset.num_envs, **preset.environment)
     settings = LoopSettings(**preset.settings)

@@ -84,7 +84,7 @@ def run_job(job: Job) -> dict[str, Any]:
     import numpy as np
 
     from jaxrl_off import agents, envs
-    from jaxrl_off.training.on_policy import LoopSettings, make_train, stack_configs, sweep
+    from jaxrl_off.training import LoopSettings, make_train, stack_configs, sweep
 
     environment = envs.make(job.environment, job.num_envs)
     configs = [agents.preset(job.preset, **dict(job.static), **dict(reals)) for reals, _ in job.members]

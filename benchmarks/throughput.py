@@ -36,7 +36,7 @@ from benchmarks.jobs import provenance, write_json
 from benchmarks.peers.worker import EPOCHS, SIZES, TASKS
 from jaxrl_off import agents, envs, networks
 from jaxrl_off.envs.base import observation_size
-from jaxrl_off.training.on_policy import LoopSettings, make_loop, make_train, stack_configs, sweep
+from jaxrl_off.training import LoopSettings, make_loop, make_train, stack_configs, sweep
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "peers" / "worker.py"

@@ -36,7 +36,7 @@ Program = tuple[Callable[[jax.Array], Any], Callable[[Any], jax.Array]]
 def ours(name: str, task: dict[str, Any], all_metrics: bool = False) -> Program:
     """`ppo_gae` of this package; returns parameters and episode returns, or everything `train` reports."""
     from jaxrl_off import agents, envs
-    from jaxrl_off.training.on_policy import LoopSettings, make_train
+    from jaxrl_off.training import LoopSettings, make_train
 
     config = agents.preset(
         "ppo_gae",

@@ -4,19 +4,17 @@ from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.evaluation import Evaluation, evaluate, summarise_evaluation
 from jaxrl_off.training.on_policy import (
     Loop,
-    LoopSettings,
     LoopState,
-    Plan,
     TrainResult,
     make_loop,
     make_train,
-    plan,
     stack_configs,
     summarise,
     sweep,
 )
 from jaxrl_off.training.regimes import REGIMES, Regime, regime
 from jaxrl_off.training.run import LoadedRun, RunResult, TrainingDiverged, TrainingInterrupted, load_run, run
+from jaxrl_off.training.settings import LoopSettings, Plan, plan
 
 __all__ = [
     "REGIMES",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jaxrl_off.training.metrics import Row
-from jaxrl_off.training.on_policy import Plan
+from jaxrl_off.training.settings import Plan
 
 
 def say(message: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from typing import Any, NamedTuple
 
-from jaxrl_off.training.on_policy import LoopSettings
+from jaxrl_off.training.settings import LoopSettings
 
 
 class Regime(NamedTuple):

@@ -35,8 +35,9 @@ from jaxrl_off.training.metrics import (
     read_last_row,
     require_tensorboardx,
 )
-from jaxrl_off.training.on_policy import Loop, LoopSettings, LoopState, Plan, make_loop, plan
+from jaxrl_off.training.on_policy import Loop, LoopState, make_loop
 from jaxrl_off.training.progress import Interruption, display, samples_after, say
+from jaxrl_off.training.settings import LoopSettings, Plan, plan
 from jaxrl_off.types import Array, PyTree
 
 CONFIG_NAME = "config.json"
@@ -187,8 +188,8 @@ def run(
             with Interruption() as interruption, shown as show:
                 clock = time.perf_counter() - (before["seconds"] if before else 0.0)
                 if state is None:
-                    state = jax.jit(lambda key: _strong(loop.init(key)))(jax.random.key(seed))
-                log_interval = jax.jit(lambda state: _strong(loop.log_interval(state)), donate_argnums=0)
+                    state = jax.jit(loop.init)(jax.random.key(seed))
+                log_interval = jax.jit(loop.log_interval, donate_argnums=0)
                 for number in range(start + 1, counts.log_points + 1):
                     last = number == counts.log_points
                     state, metrics = log_interval(state)
@@ -359,17 +360,6 @@ def _row(metrics: dict[str, Array], number: int, counts: Plan) -> Row:
     row["steps"] = samples_after(number, counts)
     row["updates"] = number * counts.iterations_per_log * counts.updates_per_iteration
     return row
-
-
-def _strong(tree: PyTree) -> PyTree:
-    """Without weak types, which come and go between initialisation, interval and restore; each change costs a compile."""
-
-    def convert(leaf: Array) -> Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
-        return jax.lax.convert_element_type(leaf, leaf.dtype)
-
-    return jax.tree.map(convert, tree)
 
 
 @jax.jit

@@ -62,6 +62,11 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
         plan(dataclasses.replace(SIZES, **changes), 4)
 
 
+def test_lanes_are_needed():
+    with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
+        plan(SIZES, 0)
+
+
 def test_the_suggested_reuse_fits():
     for reuse in (1.5, 0.5):
         plan(dataclasses.replace(SIZES, reuse=reuse, replay_capacity=1024), 4)
@@ -423,6 +428,28 @@ def test_minibatches_come_in_a_new_order_every_epoch():
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
 
 
+def test_minibatches_are_uniform():
+    """Chi-square of how often each of 70 roll-outs falls in each of 7 minibatches, over 20,000 epochs."""
+    epochs = 20_000
+    order = np.asarray(minibatch_indices(jax.random.key(1), 70, 7, epochs)).reshape(epochs, 7, 10)
+    counts = np.array([np.bincount(order[:, i].ravel(), minlength=70) for i in range(7)])
+    statistic = np.sum((counts - epochs / 7) ** 2 / (epochs / 7))
+    assert abs(statistic - 420) < 5 * 29  # 69 x 6 degrees of freedom, scaled by 70/69
+    where = np.empty((epochs, 70), int)
+    np.put_along_axis(where, order.reshape(epochs, 70), np.repeat(np.arange(7), 10)[None], axis=1)
+    neighbours = np.mean(where[:, :-1] == where[:, 1:])
+    assert abs(neighbours - 9 / 69) < 0.002
+
+
+def test_large_minibatches_hold_everything_once():
+    """At 3 x 2^17 roll-outs the random bits tie often; the order is a permutation all the same, and halves are random."""
+    count = 3 * 2**17
+    order = np.asarray(minibatch_indices(jax.random.key(2), count, 2, 1))
+    assert np.array_equal(np.sort(order.ravel()), np.arange(count))
+    low = np.mean(order[0] < count // 2)
+    assert abs(low - 0.5) < 5 * 0.5 / np.sqrt(count)
+
+
 def test_actors_change_at_publications_only():
     """Three updates an iteration, publication every four: after iterations 2, 3, 4, 6, 7, 8, ..., counted by hand."""
     states, rows = run(SMALL, 10)
@@ -572,6 +599,21 @@ def bits(tree):
         np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf).tobytes()
         for leaf in jax.tree.leaves(tree)
     ]
+
+
+def test_a_loop_driven_by_hand_compiles_once():
+    """The state that `init` gives has the types of the state that an interval gives, weak types included."""
+    environment = envs.make("CartPole-v1", 2)
+    settings = LoopSettings(
+        total_steps=64, collect_length=8, batch_size=16, reuse=1.0, replay_capacity=16, log_points=4
+    )
+    loop = make_loop(
+        agents.make(preset("ppo_da", sizes=(4,)), environment.spec, total_updates=4), environment, settings
+    )
+    first = jax.eval_shape(loop.init, jax.random.key(0))
+    second, _ = jax.eval_shape(loop.iterate, first)
+    assert [leaf.weak_type for leaf in jax.tree.leaves(first)] == [leaf.weak_type for leaf in jax.tree.leaves(second)]
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(first))
 
 
 def test_training_is_a_pure_function_compiled_once():
