@@ -10,7 +10,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -28,20 +28,6 @@ _SETTINGS = (
     "burn_in",
     "log_points",
 )
-_CONFIG = (
-    "torso",
-    "core_size",
-    "learning_rate",
-    "final_learning_rate_fraction",
-    "gamma",
-    "lambda_",
-    "clip_epsilon",
-    "divergence_coefficient",
-    "penalty_coefficient",
-    "value_coefficient",
-    "entropy_coefficient",
-    "max_grad_norm",
-)
 
 
 @dataclasses.dataclass
@@ -55,6 +41,8 @@ class Train:
     """Directory of the run; made if missing."""
     preset: str = "ppo_da"
     """Algorithm: see `jaxrl-off list presets`."""
+    config: tuple[str, ...] = ()
+    """Fields of the algorithm's configuration that differ from the preset, for example learning_rate=1e-3 core_size=128."""
     env: str = "Breakout-MinAtar"
     """Environment: see `jaxrl-off list environments`."""
     regime: str = "data_scarce"
@@ -96,31 +84,6 @@ class Train:
     """Samples before the first update."""
     log_points: int | None = None
     """Rows of metrics."""
-
-    torso: str | None = None
-    """Network: auto, mlp, minatar, nature or impala."""
-    core_size: int | None = None
-    """LSTM cells; 0 for feed-forward."""
-    learning_rate: float | None = None
-    """Adam's step size at the start."""
-    final_learning_rate_fraction: float | None = None
-    """What is left of it at the end."""
-    gamma: float | None = None
-    """Discount."""
-    lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """TD(lambda)."""
-    clip_epsilon: float | None = None
-    """PPO's clip."""
-    divergence_coefficient: float | None = None
-    """1/eta."""
-    penalty_coefficient: float | None = None
-    """Factor of the penalty."""
-    value_coefficient: float | None = None
-    """Factor of the value loss."""
-    entropy_coefficient: float | None = None
-    """Entropy bonus."""
-    max_grad_norm: float | None = None
-    """Clip of the gradient's norm."""
 
 
 @dataclasses.dataclass
@@ -189,7 +152,7 @@ def _train(options: Train) -> int:
     _check_choice("preset", options.preset, list(agents.PRESETS))
     _check_environment(options.env)
     chosen = training.regime(options.regime, **{name: given[name] for name in _SETTINGS if name in given})
-    config = agents.preset(options.preset, **{name: given[name] for name in _CONFIG if name in given})
+    config = agents.preset(options.preset, **_config_fields(agents.preset(options.preset), options.config))
     try:
         parameters = json.loads(options.env_parameters)
     except ValueError as error:
@@ -214,10 +177,32 @@ def _train(options: Train) -> int:
         progress=not options.quiet,
         tensorboard=options.tensorboard,
     )
-    names = ("steps", "episode_return", "evaluation_return", "kl_to_behaviour", "seconds")
+    names = ("steps", "episode_return", "evaluation_return", "kl_to_behaviour", "kl", "seconds")
     rows = [(name, f"{result.metrics[name]:.6g}") for name in names if name in result.metrics]
     _table(f"{options.preset} on {options.env}: {result.directory}", ("last row", ""), rows)
     return 0
+
+
+def _config_fields(config: Any, given: tuple[str, ...]) -> dict[str, Any]:
+    """`name=value` as fields of `config`, each of the type that the field has there."""
+    fields = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--config takes name=value, got {item!r}.")
+        now = getattr(config, name, "")  # an unknown name is told by `preset`
+        try:
+            if isinstance(now, bool):
+                fields[name] = {"true": True, "false": False}[text.lower()]
+            elif isinstance(now, tuple):
+                fields[name] = tuple(int(part) for part in text.split(",") if part)
+            else:
+                fields[name] = type(now)(text)
+        except (ValueError, KeyError) as error:
+            expected = {bool: "true or false", tuple: "whole numbers with commas between"}
+            kind = expected.get(type(now), {int: "a whole number", float: "a number"}.get(type(now), "text"))
+            raise ValueError(f"{name} must be {kind}, got {text!r}.") from error
+    return fields
 
 
 def _evaluate(options: Evaluate) -> int:
@@ -266,13 +251,14 @@ def _evaluate(options: Evaluate) -> int:
 def _list(options: List) -> int:
     everything = options.what == "all"
     if everything or options.what == "presets":
-        from jaxrl_off.agents import PRESETS
+        from jaxrl_off.agents import FAMILIES
 
-        rows = [
-            (name, ", ".join(f"{key}={value}" for key, value in fields.items()) or "the defaults")
-            for name, fields in PRESETS.items()
-        ]
-        _table("presets", ("name", "differs from PPO+DA in"), rows)
+        for name, family in FAMILIES.items():
+            rows = [
+                (preset, ", ".join(f"{key}={value}" for key, value in fields.items()) or "the defaults")
+                for preset, fields in family.presets.items()
+            ]
+            _table(f"presets: {name}", ("name", f"differs from {family.config.__name__}'s defaults in"), rows)
     if everything or options.what == "environments":
         from jaxrl_off.envs import families
 

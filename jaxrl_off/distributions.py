@@ -76,6 +76,11 @@ class DiagonalNormal(NamedTuple):
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self.log_std) * noise
 
+    def sample_and_log_prob(self, key: Array) -> tuple[Array, Array]:
+        """One action and its log-density."""
+        action = self.sample(key)
+        return action, self.log_prob(action)
+
     def mode(self) -> Array:
         """The mean."""
         return self.mean

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import orthogonal
 
-from jaxrl_off.distributions import Categorical, DiagonalNormal
+from jaxrl_off.distributions import Categorical, DiagonalNormal, TanhNormal
 from jaxrl_off.types import Array, PyTree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -294,3 +294,81 @@ class _FlatMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         return MLP(self.sizes, self.activation)(as_float(x).reshape(*x.shape[: self.batch_axes], -1))
+
+
+def _uniform(bound: float) -> Callable[..., Array]:
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class _HiddenLayers(nn.Module):
+    """ReLU layers initialised as the released code of N-PPAC does (rlkit): weights U(+-1/sqrt(width)), biases 0.1."""
+
+    sizes: Sequence[int]
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for size in self.sizes:
+            x = nn.Dense(size, kernel_init=_uniform(size**-0.5), bias_init=nn.initializers.constant(0.1))(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+        return x
+
+
+class GaussianPolicy(nn.Module):
+    """Gaussian policy with state-dependent standard deviation over actions in [-1, 1]^D.
+
+    Attributes:
+        action_size: D.
+        sizes: widths of the hidden layers (ReLU).
+        squash: True squashes samples (`TanhNormal`); False squashes only the mean (`DiagonalNormal`; samples may leave the
+            box and the environment clips them).
+        log_std_range: clip of the log standard deviation.
+    """
+
+    action_size: int
+    sizes: Sequence[int] = (256, 256)
+    squash: bool = True
+    log_std_range: tuple[float, float] = (-20.0, 2.0)
+
+    @nn.compact
+    def __call__(self, observation: Array) -> TanhNormal | DiagonalNormal:
+        """Map `[..., O]` to the distribution of actions, batch shape `[...]`."""
+        x = _HiddenLayers(self.sizes)(as_float(observation))
+        heads = [
+            nn.Dense(self.action_size, kernel_init=_uniform(1e-3), bias_init=_uniform(1e-3), name=name)
+            for name in ("mean", "log_std")
+        ]
+        mean, log_std = heads[0](x), jnp.clip(heads[1](x), *self.log_std_range)
+        return TanhNormal(mean, log_std) if self.squash else DiagonalNormal(jnp.tanh(mean), log_std)
+
+
+class CriticEnsemble(nn.Module):
+    """`members` independent networks of an observation and an action.
+
+    Attributes:
+        members: number of critics K.
+        sizes: widths of the hidden layers (ReLU).
+        layer_norm: LayerNorm before each activation.
+    """
+
+    members: int = 2
+    sizes: Sequence[int] = (256, 256)
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, observation: Array, action: Array) -> Array:
+        """Map `[..., O]` and `[..., D]` to action values `float[K, ...]`."""
+        ensemble = nn.vmap(
+            _Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=self.members
+        )
+        return ensemble(self.sizes, self.layer_norm)(jnp.concatenate([as_float(observation), action], axis=-1))
+
+
+class _Critic(nn.Module):
+    sizes: Sequence[int]
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = _HiddenLayers(self.sizes, self.layer_norm)(x)
+        return nn.Dense(1, kernel_init=_uniform(3e-3), bias_init=_uniform(3e-3))(x)[..., 0]

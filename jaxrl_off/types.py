@@ -97,3 +97,25 @@ class Rollout(NamedTuple):
     tail_value: Array
     core_state: PyTree
     policy_version: Array
+
+
+class Transition(NamedTuple):
+    """One decision and what came of it, the unit that a replay of an off-policy learner stores.
+
+    Attributes:
+        observation: `[...]`, s.
+        action: `float32[D]`, in the canonical box [-1, 1]^D.
+        reward: `float32[]`.
+        terminated: `bool[]`, whether the value of what follows is zero. A truncated transition is False here.
+        next_observation: `[...]`, s', before any automatic reset.
+        reference: pi_0(.|s), a distribution without batch axes, or `()` where no reference policy is used.
+        next_reference: pi_0(.|s').
+    """
+
+    observation: PyTree
+    action: Array
+    reward: Array
+    terminated: Array
+    next_observation: PyTree
+    reference: PyTree
+    next_reference: PyTree

@@ -12,7 +12,7 @@ from jaxrl_off.training import REGIMES, plan
 TINY = (
     "--env probe/action --preset ppo --regime data_rich --num-envs 4 --total-steps 3136 --collect-length 16 "
     "--rollout-length 4 --batch-size 32 --reuse 2 --replay-capacity 1024 --burn-in 64 --log-points 3 "
-    "--learning-rate 0.02 --lambda 0.8 --evaluation-episodes 8 --evaluate-every 2"
+    "--config learning_rate=0.02 lambda_=0.8 --evaluation-episodes 8 --evaluate-every 2"
 ).split()
 
 
@@ -76,7 +76,7 @@ def test_train_again_needs_resume(trained, capsys):
     captured = capsys.readouterr()
     assert "is finished" in captured.err
     assert "3136" in captured.out
-    assert cli.main([*command, "--resume", "--gamma", "0.9"]) == 2
+    assert cli.main([*command, "--resume", "--config", "learning_rate=0.02", "lambda_=0.8", "gamma=0.9"]) == 2
     assert "config.gamma: stored 0.99, given 0.9" in capsys.readouterr().err
 
 
@@ -89,7 +89,13 @@ def test_train_again_needs_resume(trained, capsys):
         (["--env", "nowhere/x"], ["unknown environment 'nowhere/x'"]),
         (["--regime", "data_scarse"], ["unknown regime", "data_scarce"]),
         (["--regime", "ppo", "--batch-size", "100"], ["no whole number"]),
-        (["--learning-rate", "-1"], ["learning_rate=-1.0 is outside"]),
+        (["--config", "learning_rate=-1"], ["learning_rate=-1.0 is outside"]),
+        (["--config", "learning_rat=1"], ["learning_rat is no field of the configuration", "learning_rate"]),
+        (["--config", "learning_rate"], ["--config takes name=value, got 'learning_rate'"]),
+        (["--config", "core_size=1.5"], ["core_size must be a whole number, got '1.5'"]),
+        (["--config", "separate_critic=maybe"], ["separate_critic must be true or false"]),
+        (["--config", "sizes=a"], ["sizes must be whole numbers with commas between"]),
+        (["--preset", "nppac", "--env", "Pendulum-v1", "--regime", "off_policy"], ["a reference missing"]),
         (["--env-parameters", "{"], ["must be a JSON object"]),
         (["--env-parameters", "[1]"], ["must be a JSON object"]),
         (["--env", "probe/action", "--env-parameters", '{"x": 1}'], ["has no parameter x"]),

@@ -1,17 +1,24 @@
-"""Algorithms: one file a family, each a `Config`, its presets and `make(config, spec, ...) -> Agent`."""
+"""Algorithms: one file a family, each with a `Config`, its presets and `make(config, spec, ...) -> Agent`."""
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
-from jaxrl_off.agents.config import PRESETS, DivergenceAugmentedConfig, check, preset
-from jaxrl_off.agents.divergence_augmented import AgentState, make
+from jaxrl_off.agents.config import DivergenceAugmentedConfig
+from jaxrl_off.agents.divergence_augmented import AgentState
+from jaxrl_off.agents.families import FAMILIES, PRESETS, check, family_of, make, preset
+from jaxrl_off.agents.kl_regularised import ActorCriticState
+from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
 
 __all__ = [
+    "FAMILIES",
     "PRESETS",
     "ActOutput",
+    "ActorCriticState",
     "Agent",
     "AgentState",
     "Chunk",
     "DivergenceAugmentedConfig",
+    "KLRegularisedConfig",
     "check",
+    "family_of",
     "make",
     "preset",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.struct
 
+from jaxrl_off.agents.presets import build, check_choices, check_ranges, static
 from jaxrl_off.networks import ACTIVATIONS
 from jaxrl_off.ops.divergence import DIVERGENCES
 
@@ -23,10 +23,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "torso": ("auto", "mlp", "minatar", "nature", "impala"),
     "activation": tuple(ACTIVATIONS),
 }
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -85,23 +81,23 @@ class DivergenceAugmentedConfig:
         adam_epsilon: (C) 1e-5.
     """
 
-    weight: str = _static("clip")
-    advantage: str = _static("vtrace")
-    advantage_normalisation: str = _static("rms")
-    divergence: str = _static("kl")
-    divergence_steps: str = _static("multi")
-    product_start: int = _static(1)
-    released_code: bool = _static(False)
-    penalty: str = _static("none")
-    penalty_schedule: str = _static("constant")
-    value_loss: str = _static("weighted")
-    optimiser: str = _static("adam")
-    adapt_learning_rate: bool = _static(False)
-    torso: str = _static("auto")
-    sizes: tuple[int, ...] = _static(())
-    activation: str = _static("tanh")
-    core_size: int = _static(0)
-    separate_critic: bool = _static(False)
+    weight: str = static("clip")
+    advantage: str = static("vtrace")
+    advantage_normalisation: str = static("rms")
+    divergence: str = static("kl")
+    divergence_steps: str = static("multi")
+    product_start: int = static(1)
+    released_code: bool = static(False)
+    penalty: str = static("none")
+    penalty_schedule: str = static("constant")
+    value_loss: str = static("weighted")
+    optimiser: str = static("adam")
+    adapt_learning_rate: bool = static(False)
+    torso: str = static("auto")
+    sizes: tuple[int, ...] = static(())
+    activation: str = static("tanh")
+    core_size: int = static(0)
+    separate_critic: bool = static(False)
     learning_rate: float = 1e-3
     final_learning_rate_fraction: float = 0.0
     gamma: float = 0.99
@@ -216,13 +212,7 @@ def preset(name: str, **overrides: Any) -> DivergenceAugmentedConfig:
         >>> preset("ppo_da", learning_rate=3e-4).divergence
         'kl'
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    fields = [field.name for field in dataclasses.fields(DivergenceAugmentedConfig)]
-    unknown = [key for key in overrides if key not in fields]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)} is no field of the configuration; fields are: {', '.join(fields)}.")
-    config = DivergenceAugmentedConfig(**{**PRESETS[name], **overrides})
+    config = build(DivergenceAugmentedConfig, PRESETS, name, overrides)
     check(config)
     return config
 
@@ -233,10 +223,7 @@ def check(config: DivergenceAugmentedConfig) -> None:
     Raises:
         ValueError: naming the field, what was given and what is allowed.
     """
-    for name, choices in _CHOICES.items():
-        given = getattr(config, name)
-        if given not in choices:
-            raise ValueError(f"{name}={given!r} is not known; choose one of {', '.join(choices)}.")
+    check_choices(config, _CHOICES)
     if config.separate_critic and config.core_size:
         raise ValueError("separate_critic needs a feed-forward network; set core_size=0 or separate_critic=False.")
     if config.weight == "exponential" and config.penalty_schedule != "learned":
@@ -249,7 +236,4 @@ def check(config: DivergenceAugmentedConfig) -> None:
         "clip_epsilon": (0.0, 1.0),
         "max_grad_norm": (0.0, float("inf")),
     }
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{name}={value} is outside [{low}, {high}].")
+    check_ranges(config, ranges)

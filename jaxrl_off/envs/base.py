@@ -199,6 +199,19 @@ def clip_action(space: ContinuousSpace, action: Array) -> Array:
     return jnp.clip(action, low, high)
 
 
+def from_canonical(space: ContinuousSpace, action: Array) -> Array:
+    """Map [-1, 1]^D onto the box of `space`, and what lies outside along with it; `float32[..., D] -> [..., *shape]`."""
+    low, high = (jnp.asarray(bound, jnp.float32) for bound in (space.low, space.high))
+    return (low + 0.5 * (action + 1.0) * (high - low)).reshape(*action.shape[:-1], *space.shape)
+
+
+def to_canonical(space: ContinuousSpace, action: Array) -> Array:
+    """Inverse of `from_canonical`."""
+    low, high = (jnp.asarray(bound, jnp.float32) for bound in (space.low, space.high))
+    flat = action.reshape(*action.shape[: action.ndim - len(space.shape)], -1)
+    return 2.0 * (flat - low) / (high - low) - 1.0
+
+
 def observation_size(spec: EnvironmentSpec) -> int:
     """Number of scalars in one observation."""
     return math.prod(spec.observation_shape)

@@ -1,4 +1,4 @@
-"""On-policy learning with reuse: one loop from PPO's few epochs on fresh data to the paper's large, stale replay.
+"""The training loop: from PPO's few epochs on fresh data, over a large, stale replay, to off-policy actor-critics.
 
 An iteration collects `num_envs x collect_length` samples with the published policy, cuts them into roll-outs, and takes
 `updates_per_iteration` optimiser steps: on minibatches of the fresh data without replacement (`replay_capacity=0`), or on
@@ -22,6 +22,9 @@ from jaxrl_off.envs.base import Environment
 from jaxrl_off.ops.keys import unrolled_keys
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
 from jaxrl_off.types import Array, PyTree, Timestep
+
+# Metrics whose largest value counts, over updates and iterations; of the others the mean.
+LARGEST = ("staleness_max", "nonfinite")
 
 
 class LoopState(NamedTuple):
@@ -172,9 +175,8 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
             return keep(learner), metrics
 
         learner, metrics = jax.lax.scan(update, state.agent, choices)
-        metrics = {
-            name: jnp.max(value) if name == "staleness_max" else jnp.mean(value) for name, value in metrics.items()
-        }
+        # an update that does not touch the policy reports NaN for what is the policy's
+        metrics = {name: jnp.max(value) if name in LARGEST else jnp.nanmean(value) for name, value in metrics.items()}
         done_before = state.iteration * counts.updates_per_iteration // settings.publish_interval
         done_after = (state.iteration + 1) * counts.updates_per_iteration // settings.publish_interval
         published = agent.publish(learner)
@@ -231,9 +233,8 @@ def summarise(metrics: dict[str, Array], iteration: Array, counts: Plan) -> dict
     steps = (iteration + counts.burn_in_iterations).astype(jnp.float32) * counts.samples_per_iteration
     batch = counts.rollouts_per_batch * counts.samples_per_iteration / counts.rollouts_per_iteration
     return row | {
+        **{name: jnp.max(metrics[name]) for name in LARGEST if name in metrics},
         "episodes": episodes,
-        "staleness_max": jnp.max(metrics["staleness_max"]),
-        "nonfinite": jnp.max(metrics["nonfinite"]),
         "steps": steps,
         "updates": updates,
         "reuse": updates * batch / steps,

@@ -65,6 +65,20 @@ REGIMES: dict[str, Regime] = {
         dataclasses.replace(_SMALL_REPLAY, reuse=1.0),
         "data_scarce with every sample used once on average, so that reuse is all that differs.",
     ),
+    "off_policy": Regime(
+        4,
+        LoopSettings(
+            total_steps=100_000,
+            collect_length=32,
+            rollout_length=1,
+            batch_size=256,
+            reuse=256.0,
+            replay_capacity=102_400,
+            burn_in=4096,
+        ),
+        "One update of 256 samples per sample collected, as SAC and N-PPAC; everything collected is kept. Lanes and lengths "
+        "are ours.",
+    ),
     "paper_data_scarce": Regime(
         16,
         _PAPER,

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from jaxrl_off import agents, envs
 from jaxrl_off.agents.base import Agent
-from jaxrl_off.agents.config import DivergenceAugmentedConfig
 from jaxrl_off.envs.base import Environment
 from jaxrl_off.training import checkpoints
 from jaxrl_off.training.checkpoints import CheckpointError
@@ -84,7 +83,7 @@ class LoadedRun(NamedTuple):
 
 
 def run(
-    preset_or_config: str | DivergenceAugmentedConfig,
+    preset_or_config: Any,
     environment_name: str,
     settings: LoopSettings,
     directory: str | Path,
@@ -101,7 +100,7 @@ def run(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> RunResult:
-    """Train an agent of the divergence-augmented family, keeping everything in a directory.
+    """Train an agent, keeping everything in a directory.
 
     Files: `config.json` (written first), `metrics.jsonl` and `metrics.csv` (a row per log interval: `summarise`'s
     columns, `seconds` since the start with interruptions left out, and `summarise_evaluation`'s if asked for),
@@ -158,6 +157,7 @@ def run(
         "environment_parameters": dict(environment_parameters or {}),
         "num_envs": num_envs,
         "seed": seed,
+        "family": agents.family_of(config),
         "config": dataclasses.asdict(config),
         "settings": dataclasses.asdict(settings),
         "evaluate_every": evaluate_every,
@@ -235,8 +235,8 @@ def load_run(directory: str | Path) -> LoadedRun:
         )
     identity = {name: value for name, value in description.items() if name not in LABELS}
     checkpoints.check_identity(identity, identity | {"version": checkpoints.library_version()}, directory)
-    fields = description["config"]
-    config = DivergenceAugmentedConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    config = agents.FAMILIES[description["family"]].config(**fields)
     settings = LoopSettings(**description["settings"])
     environment = envs.make(
         description["environment"], description["num_envs"], **description["environment_parameters"]
@@ -325,7 +325,7 @@ def _read_description(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        description["config"], description["settings"]
+        description["family"], description["config"], description["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it and resume with the "
@@ -334,9 +334,7 @@ def _read_description(directory: Path) -> dict[str, Any] | None:
     return description
 
 
-def _plain_config(
-    given: str | DivergenceAugmentedConfig, name: str | None
-) -> tuple[DivergenceAugmentedConfig, str | None]:
+def _plain_config(given: Any, name: str | None) -> tuple[Any, str | None]:
     """A checked config whose reals are Python floats, and its label."""
     if isinstance(given, str):
         return agents.preset(given), given if name is None else name
@@ -351,7 +349,7 @@ def _plain_config(
                 )
             value = float(value)
         values[field.name] = value
-    return DivergenceAugmentedConfig(**values), name
+    return type(given)(**values), name
 
 
 def _row(metrics: dict[str, Array], number: int, counts: Plan) -> Row:
@@ -368,7 +366,7 @@ def _all_finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
-def _divergence_advice(directory: Path, number: int, counts: Plan, row: Row, config: DivergenceAugmentedConfig) -> str:
+def _divergence_advice(directory: Path, number: int, counts: Plan, row: Row, config: Any) -> str:
     kept = checkpoints.steps(directory)
     last = f"the checkpoint after {samples_after(kept[-1], counts)} steps is kept" if kept else "none was saved before"
     return (

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jaxrl_off import agents, envs
-from jaxrl_off.agents import PRESETS, Chunk, DivergenceAugmentedConfig, make, preset
+from jaxrl_off.agents import Chunk, DivergenceAugmentedConfig, make, preset
 from jaxrl_off.agents import config as config_module
 from jaxrl_off.agents import divergence_augmented as agent_module
+from jaxrl_off.agents.config import PRESETS
 from jaxrl_off.types import EpisodeStatistics
 
 REALS = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if isinstance(f.default, float)]

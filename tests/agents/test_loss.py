@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.agents import PRESETS, AgentState, preset
+from jaxrl_off.agents import AgentState, preset
+from jaxrl_off.agents.config import PRESETS
 from jaxrl_off.agents.divergence_augmented import Duals, build_network, make
 from jaxrl_off.agents.losses import family_loss
 from jaxrl_off.distributions import Categorical, DiagonalNormal

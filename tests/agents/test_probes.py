@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxrl_off import envs
-from jaxrl_off.agents import PRESETS, make, preset
+from jaxrl_off.agents import make, preset
+from jaxrl_off.agents.config import PRESETS
 from jaxrl_off.agents.divergence_augmented import build_network
 from jaxrl_off.envs.base import Environment
 from jaxrl_off.training import LoopSettings, make_train

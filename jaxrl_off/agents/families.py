@@ -1,0 +1,102 @@
+"""All families under one roof: presets by name, and `make` for whatever config is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxrl_off.agents import config as divergence_augmented_config
+from jaxrl_off.agents import divergence_augmented, kl_regularised, kl_regularised_config
+from jaxrl_off.agents.base import Agent
+from jaxrl_off.envs.base import EnvironmentSpec
+
+
+class Family(NamedTuple):
+    """Algorithms that are one algorithm with different settings.
+
+    Attributes:
+        config: its configuration class.
+        presets: `{name: fields that differ from the defaults}`.
+        preset: `(name, **overrides) -> config`.
+        check: raises a ValueError for a config that cannot be meant.
+        make: `(config, spec, total_updates=..., ...) -> Agent`.
+    """
+
+    config: type
+    presets: dict[str, dict[str, Any]]
+    preset: Callable[..., Any]
+    check: Callable[[Any], None]
+    make: Callable[..., Agent]
+
+
+FAMILIES: dict[str, Family] = {
+    name: Family(config_class, module.PRESETS, module.preset, module.check, algorithm.make)
+    for name, config_class, module, algorithm in (
+        (
+            "divergence_augmented",
+            divergence_augmented_config.DivergenceAugmentedConfig,
+            divergence_augmented_config,
+            divergence_augmented,
+        ),
+        ("kl_regularised", kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised),
+    )
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    name: fields for family in FAMILIES.values() for name, fields in family.presets.items()
+}
+
+
+def family_of(config: Any) -> str:
+    """Key of `FAMILIES` that a config belongs to.
+
+    Raises:
+        TypeError: if it belongs to none.
+    """
+    for name, family in FAMILIES.items():
+        if isinstance(config, family.config):
+            return name
+    known = ", ".join(family.config.__name__ for family in FAMILIES.values())
+    raise TypeError(f"{type(config).__name__} is no configuration of an agent; those are: {known}.")
+
+
+def preset(name: str, **overrides: Any) -> Any:
+    """A named member of any family.
+
+    Args:
+        name: a key of `PRESETS`.
+        **overrides: fields of its configuration that differ from the preset.
+
+    Returns:
+        A checked config of the family that has the preset.
+
+    Raises:
+        ValueError: for an unknown preset, field or choice, or a number outside its range.
+
+    Example:
+        >>> preset("ppo_da", learning_rate=3e-4).divergence, preset("sac").temperature
+        ('kl', 'entropy')
+    """
+    for family in FAMILIES.values():
+        if name in family.presets:
+            return family.preset(name, **overrides)
+    raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+
+
+def check(config: Any) -> None:
+    """Refuse a config whose choices or numbers cannot be meant.
+
+    Raises:
+        ValueError: naming the field, what was given and what is allowed.
+        TypeError: if it is no config of an agent.
+    """
+    FAMILIES[family_of(config)].check(config)
+
+
+def make(config: Any, spec: EnvironmentSpec, *, total_updates: int, **parts: Any) -> Agent:
+    """Build the agent that a config asks for; `parts` are those of its family's own `make`.
+
+    Example:
+        >>> from jaxrl_off import envs
+        >>> agent = make(preset("ppo_da"), envs.make("CartPole-v1", 4).spec, total_updates=100)
+    """
+    return FAMILIES[family_of(config)].make(config, spec, total_updates=total_updates, **parts)

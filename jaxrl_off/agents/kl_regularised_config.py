@@ -1,0 +1,168 @@
+"""The configuration of the KL-regularised actor-critic and its named presets: SAC, BRAC, N-PPAC, RLPD."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.struct
+
+from jaxrl_off.agents.presets import build, check_choices, check_ranges, static
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "policy": ("tanh_normal", "normal"),
+    "kl": ("sampled", "analytic"),
+    "temperature": ("fixed", "linear", "exponential", "entropy", "kl"),
+    "actor_value": ("min", "mean"),
+    "initial_actions": ("policy", "uniform"),
+}
+
+
+@flax.struct.dataclass
+class KLRegularisedConfig:
+    """`J(pi) = E sum_t gamma^t (r_t - alpha KL(pi(.|s_t) || pi_0(.|s_t)))`, pi_0 a frozen reference policy.
+
+    Defaults are N-PPAC's locomotion settings (Rudner, Lu, Osborne, Gal and Teh, "On Pathologies in KL-Regularized
+    Reinforcement Learning from Expert Demonstrations", NeurIPS 2021; numbers are those of the released code, because the
+    paper's own table was not at hand). Switches and sizes are static; the reals are pytree leaves and may be swept.
+
+    Attributes:
+        with_reference: whether there is a reference policy; without one the KL is taken to the base measure, which is SAC.
+        policy: `tanh_normal` (squashed; MuJoCo) or `normal` (mean squashed, samples not; the paper's hand tasks).
+        kl: `sampled` (`log pi(a|s) - log pi_0(a|s)` at sampled actions, as the released code) or `analytic` (closed form;
+            needs policy and reference of one kind).
+        kl_samples: actions a sampled KL averages over in the critic's target and the actor's loss (BRAC: 4).
+        value_penalty: whether the KL also enters the critic's target (BRAC-v, SAC, N-PPAC) or only the actor's loss
+            (BRAC-p).
+        temperature: how alpha moves. `fixed`; `linear` (`max(alpha_final, alpha (1 - t/T))`) and `exponential` (from
+            `alpha` to `alpha_final`), ours; `entropy` (SAC's dual for an entropy of `target_entropy` x action dimensions);
+            `kl` (dual for a mean KL of `kl_budget`; ours, as BRAC's adaptive coefficient).
+        critics: size of the critic ensemble.
+        target_critics: how many of them, drawn anew at every update, the target's minimum goes over; 0 means all (RLPD: 2).
+        actor_value: `min` (SAC) or `mean` (RLPD) of the critics in the actor's loss.
+        critic_layer_norm: LayerNorm before each activation of the critics (RLPD).
+        policy_sizes, critic_sizes: widths of hidden layers, ReLU.
+        policy_period: updates of the critics per update of the policy (RLPD: its update-to-data ratio).
+        initial_actions: who acts until the first update: the (pre-trained) `policy`, or `uniform` random actions.
+        demonstration_fraction: share of every batch that is drawn from the demonstrations (RLPD: 0.5).
+        alpha: coefficient of the KL, initial value where it moves.
+        alpha_final: see `temperature`.
+        target_entropy: per action dimension; SAC -1, RLPD -0.5.
+        kl_budget: see `temperature`.
+        learning_rate: of the policy (Adam). critic_learning_rate, alpha_learning_rate: of the others.
+        gamma: discount.
+        tau: step of the target critics towards the critics.
+        reward_scale: factor of rewards in the critic's target.
+        reference_std_floor: guard rail, off at 0: the reference's standard deviation is not taken below it.
+        kl_clip: guard rail, off at infinity: a sampled or analytic KL counts at most this much (its gradient is 0 beyond).
+        max_grad_norm: guard rail, off at infinity: global-norm clip of the policy's and the critics' gradients.
+    """
+
+    with_reference: bool = static(True)
+    policy: str = static("tanh_normal")
+    kl: str = static("sampled")
+    kl_samples: int = static(1)
+    value_penalty: bool = static(True)
+    temperature: str = static("fixed")
+    critics: int = static(2)
+    target_critics: int = static(0)
+    actor_value: str = static("min")
+    critic_layer_norm: bool = static(False)
+    policy_sizes: tuple[int, ...] = static((256, 256))
+    critic_sizes: tuple[int, ...] = static((256, 256))
+    policy_period: int = static(1)
+    initial_actions: str = static("policy")
+    demonstration_fraction: float = static(0.0)
+    alpha: float = 0.1
+    alpha_final: float = 0.01
+    target_entropy: float = -1.0
+    kl_budget: float = 1.0
+    learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    alpha_learning_rate: float = 3e-4
+    gamma: float = 0.99
+    tau: float = 5e-3
+    reward_scale: float = 1.0
+    reference_std_floor: float = 0.0
+    kl_clip: float = math.inf
+    max_grad_norm: float = math.inf
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sac": dict(with_reference=False, temperature="entropy", alpha=1.0, initial_actions="uniform"),
+    "brac_v": dict(kl_samples=4),
+    "brac_p": dict(kl_samples=4, value_penalty=False),
+    "nppac": dict(),
+    "nppac_hand": dict(policy="normal", kl="analytic", alpha=0.5, policy_sizes=(256, 256, 256, 256)),
+    "rlpd": dict(
+        with_reference=False,
+        temperature="entropy",
+        alpha=1.0,
+        target_entropy=-0.5,
+        critics=10,
+        target_critics=2,
+        actor_value="mean",
+        critic_layer_norm=True,
+        policy_period=20,
+        initial_actions="uniform",
+        demonstration_fraction=0.5,
+    ),
+}
+
+
+def preset(name: str, **overrides: Any) -> KLRegularisedConfig:
+    """A named member of the family.
+
+    Args:
+        name: a key of `PRESETS`.
+        **overrides: fields of `KLRegularisedConfig` that differ from the preset.
+
+    Returns:
+        A checked config.
+
+    Raises:
+        ValueError: for an unknown preset, field or choice, or a number outside its range.
+
+    Example:
+        >>> preset("rlpd", critics=5).target_critics
+        2
+    """
+    config = build(KLRegularisedConfig, PRESETS, name, overrides)
+    check(config)
+    return config
+
+
+def check(config: KLRegularisedConfig) -> None:
+    """Refuse a config whose choices or numbers cannot be meant. Numbers that are arrays or tracers are not looked at.
+
+    Raises:
+        ValueError: naming the field, what was given and what is allowed.
+    """
+    check_choices(config, _CHOICES)
+    if config.kl == "analytic" and not config.with_reference:
+        raise ValueError("kl='analytic' compares the policy with a reference; set with_reference=True or kl='sampled'.")
+    infinity = math.inf
+    ranges = {
+        "kl_samples": (1, infinity),
+        "critics": (1, infinity),
+        "target_critics": (0, config.critics),
+        "policy_period": (1, infinity),
+        "demonstration_fraction": (0.0, 1.0),
+        "alpha": (0.0, infinity),
+        "alpha_final": (0.0, infinity),
+        "kl_budget": (0.0, infinity),
+        "learning_rate": (0.0, infinity),
+        "critic_learning_rate": (0.0, infinity),
+        "alpha_learning_rate": (0.0, infinity),
+        "gamma": (0.0, 1.0),
+        "tau": (0.0, 1.0),
+        "reference_std_floor": (0.0, infinity),
+        "kl_clip": (0.0, infinity),
+        "max_grad_norm": (0.0, infinity),
+    }
+    check_ranges(config, ranges)
+    learned = config.temperature in ("exponential", "entropy", "kl")
+    if learned and isinstance(config.alpha, (int, float)) and config.alpha <= 0.0:
+        raise ValueError(
+            f"temperature={config.temperature!r} moves log(alpha); alpha must be positive, got {config.alpha}."
+        )
