@@ -32,6 +32,7 @@ families = {
     "brax": "jaxrl_off.envs.brax_envs",
     "ale": "jaxrl_off.envs.atari",
     "gymnasium": "jaxrl_off.envs.gymnasium_envs",
+    "adroit": "jaxrl_off.envs.adroit",
     "probe": "jaxrl_off.envs.probes",
     "tabular": "jaxrl_off.envs.tabular",
 }
@@ -42,7 +43,8 @@ def make(name: str, num_envs: int, **parameters: Any) -> Environment:
 
     Args:
         name: `"family/id"`; without a family, gymnax is meant. Examples: `"CartPole-v1"`, `"Breakout-MinAtar"`,
-            `"brax/hopper"`, `"ale/breakout"`, `"gymnasium/HalfCheetah-v5"`, `"probe/discount"`, `"tabular/random"`.
+            `"brax/hopper"`, `"ale/breakout"`, `"gymnasium/HalfCheetah-v5"`, `"adroit/door"`, `"probe/discount"`,
+            `"tabular/random"`.
         num_envs: number of lanes that run side by side.
         **parameters: passed to the family's own `make`.
 

@@ -1,7 +1,8 @@
 """Gymnasium environments (MuJoCo v5, classic control, your own) through one ordered host callback per step.
 
-The simulators live in Python. `reset` and `step` may be jitted and scanned, not vmapped, and an episode cannot be
-checkpointed. All lanes together make one callback, which keeps its cost small next to a physics step.
+The simulators live in Python, in this process or in `workers` of their own. `reset` and `step` may be jitted and
+scanned, not vmapped, and an episode cannot be checkpointed. All lanes together make one callback, which keeps its cost
+small next to a physics step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jaxrl_off.envs.base import (
     continuous_space,
     fresh_timestep,
 )
+from jaxrl_off.envs.workers import Lanes, Layout
 from jaxrl_off.types import Array, EpisodeStatistics, Timestep
 
 
@@ -57,14 +59,15 @@ def registered() -> list[str]:
     return sorted(_gymnasium().registry)
 
 
-def make(identifier: str, num_envs: int, *, asynchronous: bool = False, **parameters: Any) -> Environment:
+def make(identifier: str, num_envs: int, *, workers: int = 1, **parameters: Any) -> Environment:
     """Build lanes of a registered Gymnasium environment.
 
     Args:
         identifier: an id such as `"HalfCheetah-v5"` or `"CartPole-v1"`; `"module:id"` imports the module first.
         num_envs: number of lanes.
-        asynchronous: one process a lane instead of a loop over lanes; pays off where one step takes milliseconds.
-            Processes are spawned, so a script that uses it needs the usual `if __name__ == "__main__":`.
+        workers: processes that step the lanes, this one included; 1 steps all of them here. As many as there are cores
+            to spare, at most `num_envs`. Results do not depend on it. Processes are spawned, so a script with more than
+            one needs `if __name__ == "__main__":`.
         **parameters: passed to `gymnasium.make`, for example `max_episode_steps=200`.
 
     Returns:
@@ -72,7 +75,8 @@ def make(identifier: str, num_envs: int, *, asynchronous: bool = False, **parame
 
     Raises:
         ImportError: if gymnasium, or a package that this environment needs, is not installed.
-        ValueError: for an unknown id or parameter, `num_envs` below 1, or spaces that `from_function` does not take.
+        ValueError: for an unknown id or parameter, `num_envs` or `workers` out of range, or spaces that `from_function`
+            does not take.
     """
     gymnasium = _gymnasium()
     try:
@@ -85,58 +89,56 @@ def make(identifier: str, num_envs: int, *, asynchronous: bool = False, **parame
     except (gymnasium.error.Error, TypeError) as error:
         raise ValueError(f"cannot build the Gymnasium environment {identifier!r} with {parameters}: {error}") from error
     name = f"gymnasium/{identifier}"
-    return from_function(lambda: gymnasium.make(identifier, **parameters), num_envs, name, asynchronous=asynchronous)
+    return from_function(lambda: gymnasium.make(identifier, **parameters), num_envs, name, workers=workers)
 
 
-def from_function(build: Callable[[], Any], num_envs: int, name: str, *, asynchronous: bool = False) -> Environment:
+def from_function(build: Callable[[], Any], num_envs: int, name: str, *, workers: int = 1) -> Environment:
     """Build lanes of any Gymnasium environment, wrapped as you like.
 
     Args:
         build: returns a new `gymnasium.Env` at each call.
         num_envs: number of lanes.
         name: how it is called in its `EnvironmentSpec`.
-        asynchronous: one process a lane instead of a loop over lanes.
+        workers: processes that step the lanes, this one included; `build` is sent to the others by cloudpickle.
 
     Returns:
         An `Environment` that is not pure: observations `float32[N, ...]` (`uint8` if the space is), actions `int32[N]`
         or `float32[N, ...]`, clipped to their box. `reset(key)` seeds every lane from `key`, which determines all that
-        follows; `step` ignores its key. Only the newest state may be stepped.
+        follows; `step` ignores its key. Only the newest state may be stepped. A step in which a worker fails or dies
+        raises an error that names it and its lanes, and closes the others.
 
     Raises:
         ImportError: if gymnasium is not installed.
-        ValueError: if `num_envs` is below 1, observations are not a box, or actions are neither discrete nor a finite
-            box.
+        ValueError: if `num_envs` is below 1, `workers` is not in `1 .. num_envs`, observations are not a box, or actions
+            are neither discrete nor a finite box.
+        RuntimeError: if a worker cannot build its lanes.
     """
     gymnasium = _gymnasium()
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+    if not 1 <= workers <= num_envs:
+        raise ValueError(f"workers must be 1 (this process alone) to num_envs={num_envs}, got {workers}.")
     probe = build()
     spec, first_action = _describe(gymnasium, probe, name)
     probe.close()
-    mode = gymnasium.vector.AutoresetMode.SAME_STEP
-    if asynchronous:
-        vector = gymnasium.vector.AsyncVectorEnv([build] * num_envs, context="spawn", autoreset_mode=mode)
-    else:
-        vector = gymnasium.vector.SyncVectorEnv([build] * num_envs, autoreset_mode=mode)
+    continuous = isinstance(spec.action_space, ContinuousSpace)
+    layout = Layout(
+        spec.observation_shape,
+        spec.observation_dtype,
+        spec.action_space.shape if continuous else (),
+        "float32" if continuous else "int32",
+    )
+    lanes = Lanes(build, num_envs, layout, workers, name)
 
-    shape, dtype = (num_envs, *spec.observation_shape), np.dtype(spec.observation_dtype)
-    observations = jax.ShapeDtypeStruct(shape, dtype)
+    observations = jax.ShapeDtypeStruct((num_envs, *spec.observation_shape), np.dtype(spec.observation_dtype))
     rewards = jax.ShapeDtypeStruct((num_envs,), np.float32)
     flags = jax.ShapeDtypeStruct((num_envs,), np.bool_)
 
     def host_reset(seeds: Any) -> np.ndarray:
-        observation, _ = vector.reset(seed=np.asarray(seeds).tolist())
-        return np.asarray(observation, dtype)
+        return lanes.reset(np.asarray(seeds))
 
     def host_step(action: Any) -> tuple[np.ndarray, ...]:
-        observation, reward, terminated, truncated, info = vector.step(np.asarray(action))
-        observation = np.asarray(observation, dtype)
-        final_observation = observation
-        if "final_obs" in info:
-            final_observation = observation.copy()
-            for i in np.flatnonzero(info["_final_obs"]):
-                final_observation[i] = info["final_obs"][i]
-        return observation, np.asarray(reward, np.float32), terminated, truncated & ~terminated, final_observation
+        return tuple(lanes.step(np.asarray(action)))
 
     def reset(key: Array) -> tuple[GymnasiumState, Timestep]:
         seeds = jax.random.randint(key, (num_envs,), 0, jnp.iinfo(jnp.int32).max, jnp.int32)
@@ -146,7 +148,7 @@ def from_function(build: Callable[[], Any], num_envs: int, name: str, *, asynchr
 
     def step(key: Array, state: GymnasiumState, action: Array) -> tuple[GymnasiumState, Timestep]:
         del key  # the simulators have random numbers of their own, seeded by `reset`
-        if isinstance(spec.action_space, ContinuousSpace):
+        if continuous:
             action = clip_action(spec.action_space, action)
         else:
             action = jnp.asarray(action, jnp.int32) + first_action
@@ -167,7 +169,7 @@ def from_function(build: Callable[[], Any], num_envs: int, name: str, *, asynchr
         )
         return GymnasiumState(jnp.where(done, 0.0, episode_return), jnp.where(done, 0, length)), timestep
 
-    return Environment(spec, num_envs, reset, step, pure=False, close=vector.close)
+    return Environment(spec, num_envs, reset, step, pure=False, close=lanes.close)
 
 
 def _describe(gymnasium: Any, env: Any, name: str) -> tuple[EnvironmentSpec, int]:

@@ -1,6 +1,10 @@
 """The Gymnasium adapter against a hand loop over Gymnasium."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrl_off.envs import ContinuousSpace, DiscreteSpace, gymnasium_envs, make
+from jaxrl_off.envs.workers import Lanes, Layout
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -146,15 +151,160 @@ def test_own_environment_with_pictures_and_shifted_actions():
 
 
 @pytest.mark.slow
-def test_asynchronous_equals_synchronous():
-    actions = jax.random.randint(jax.random.key(1), (40, 2), 0, 2)
+def test_results_do_not_depend_on_the_number_of_workers():
+    actions = jax.random.randint(jax.random.key(1), (40, 5), 0, 2)
     outs = []
-    for asynchronous in (False, True):
-        env = make("gymnasium/CartPole-v1", 2, asynchronous=asynchronous)
+    for workers in (1, 2, 3):
+        env = make("gymnasium/CartPole-v1", 5, workers=workers)
         outs.append(run(env, jax.random.key(0), actions))
         env.close()
-    assert outs[0][1].episode.done.any()
-    jax.tree.map(np.testing.assert_array_equal, *outs)
+    assert outs[0][1].episode.done.all(1).sum() == 0  # lanes fall at different times
+    assert outs[0][1].episode.done.any(0).all()
+    jax.tree.map(np.testing.assert_array_equal, *outs[:2])
+    jax.tree.map(np.testing.assert_array_equal, *outs[1:])
+
+
+LAYOUT = Layout((1,), "float32", (), "int32")
+
+
+class Slow(gymnasium.Env):
+    """Observes the process it runs in; action 1 sleeps, 2 fails, 3 dies."""
+
+    observation_space = gymnasium.spaces.Box(0, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        return np.full(1, os.getpid(), np.float32), {}
+
+    def step(self, action):
+        if action == 1:
+            time.sleep(0.02)
+        if action == 2:
+            raise OSError("out of joint")
+        if action == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.full(1, os.getpid(), np.float32), 0.0, False, False, {}
+
+
+def alive(pids):
+    return [pid for pid in pids if pid != os.getpid() and os.path.exists(f"/proc/{pid}")]
+
+
+def slow_lanes(workers, lanes=4):
+    made = Lanes(Slow, lanes, LAYOUT, workers, "slow")
+    return made, [int(pid) for pid in made.reset(np.arange(lanes))[:, 0]]
+
+
+@pytest.mark.slow
+def test_workers_share_the_lanes_and_work_at_once():
+    one, pids = slow_lanes(1)
+    assert set(pids) == {os.getpid()}
+    two, pids = slow_lanes(2)
+    assert pids[0] == pids[1] == os.getpid() != pids[2] == pids[3]
+    seconds = []
+    for made in (one, two):
+        start = time.perf_counter()
+        for _ in range(5):
+            made.step(np.ones(4, int))
+        seconds.append(time.perf_counter() - start)
+    assert seconds[0] > 0.4
+    assert seconds[1] < 0.8 * seconds[0]  # half of it and some overhead
+    two.close()
+    two.close()
+    assert not alive(pids)
+    with pytest.raises(RuntimeError, match="the lanes of slow are closed; build the environment again"):
+        two.step(np.zeros(4, int))
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_or_dies_is_named_and_the_others_are_closed():
+    made, pids = slow_lanes(3, 5)
+    with pytest.raises(
+        RuntimeError, match=r"worker 2 of 3 of slow \(lanes 2 to 3\) failed during step:(.|\n)*out of joint"
+    ):
+        made.step(np.array([0, 0, 0, 2, 0]))
+    assert not alive(pids)
+    made, pids = slow_lanes(2)
+    with pytest.raises(
+        RuntimeError, match=r"worker 2 of 2 of slow \(lanes 2 to 3\) died during step with exit code -9"
+    ):
+        made.step(np.array([0, 0, 0, 3]))
+    assert not alive(pids)
+    made, pids = slow_lanes(2)
+    with pytest.raises(OSError, match="out of joint"):  # in this process: as it is
+        made.step(np.array([2, 0, 0, 0]))
+    assert not alive(pids)
+    here = os.getpid()
+
+    def fails_elsewhere():
+        if os.getpid() != here:
+            raise ValueError("no room")
+        return Slow()
+
+    with pytest.raises(
+        RuntimeError, match=r"worker 2 of 2 of slow \(lanes 1 to 1\) failed during start:(.|\n)*no room"
+    ):
+        Lanes(fails_elsewhere, 2, LAYOUT, 2, "slow")
+
+    def dies_elsewhere():
+        if os.getpid() != here:
+            os._exit(3)
+        return Slow()
+
+    with pytest.raises(RuntimeError, match=r"died during start with exit code 3 .*__main__"):
+        Lanes(dies_elsewhere, 2, LAYOUT, 2, "slow")
+    env = gymnasium_envs.from_function(Slow, 2, "slow", workers=2)
+    state, timestep = env.reset(jax.random.key(0))
+    with pytest.raises(Exception, match="worker 2 of 2 of slow .*died during step"):
+        jax.block_until_ready(env.step(jax.random.key(0), state, jnp.array([0, 3])))
+    assert not alive(timestep.observation[:, 0].astype(int).tolist())
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed():
+    script = """
+import os, numpy as np
+from jaxrl_off.envs.workers import Lanes, Layout
+from test_gymnasium_envs import LAYOUT, Slow
+if __name__ == "__main__":
+    print(Lanes(Slow, 2, LAYOUT, 2, "slow").reset(np.arange(2))[:, 0].astype(int).tolist(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    path = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    pids = [int(pid) for pid in done.stdout.strip(" []\n").split(",")]
+    deadline = time.monotonic() + 10
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pids)
+
+
+class Keeper(gymnasium.Env):
+    """Keeps its actions, and earns the one before."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(0, 9, (1,), np.float32)
+    kept = np.zeros(1)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        earned, self.kept = float(self.kept[0]), action
+        return np.zeros(1, np.float32), earned, False, False, {}
+
+
+def test_kept_actions_and_returned_arrays_stay_what_they_were():
+    lanes = Lanes(Keeper, 2, Layout((1,), "float32", (1,), "float32"), 1, "keeper")
+    lanes.reset(np.arange(2))
+    outs = [lanes.step(np.full((2, 1), value, np.float32)) for value in (1, 2, 3)]
+    np.testing.assert_array_equal([out.reward[0] for out in outs], [0, 1, 2])
 
 
 class Unbounded(Odd):
@@ -174,6 +324,9 @@ def test_errors_say_what_is_allowed(monkeypatch):
         make("gymnasium/FrozenLake-v1", 1)
     with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
         make("gymnasium/CartPole-v1", 0)
+    for workers in (0, 3):
+        with pytest.raises(ValueError, match=rf"workers must be 1 .* to num_envs=2, got {workers}"):
+            make("gymnasium/CartPole-v1", 2, workers=workers)
     with pytest.raises(ValueError, match="finite bounds"):
         gymnasium_envs.from_function(Unbounded, 1, "unbounded")
     with pytest.raises(ValueError, match="several has actions in MultiDiscrete.*only Discrete and Box"):
