@@ -1,7 +1,7 @@
 """Learn from, and judge policies with, data that some other policy generated: pure functions that JAX compiles.
 
 Sub-packages are imported when first used, so that `import jaxrl_off` costs little more than `import jax`:
-`types`, `ops`, `distributions`, `networks`, `envs`, `data`, `agents`, `training`.
+`types`, `ops`, `distributions`, `networks`, `envs`, `data`, `references`, `agents`, `training`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("agents", "data", "distributions", "envs", "networks", "ops", "training", "types")
+_SUBMODULES = ("agents", "data", "distributions", "envs", "networks", "ops", "references", "training", "types")
 __all__ = ["__version__", *_SUBMODULES]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off import envs
+from jaxrl_off import envs, references
 from jaxrl_off.agents import kl_regularised, kl_regularised_config
 from jaxrl_off.agents.kl_regularised import kl_to_reference, make
 from jaxrl_off.agents.kl_regularised_config import PRESETS, KLRegularisedConfig, preset
@@ -276,6 +276,48 @@ def test_a_uniform_reference_is_sac():
     for a, b in zip(jax.tree.leaves(expected.critic), jax.tree.leaves(given.critic), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
     np.testing.assert_allclose(rows["kl"], -rows["entropy"])
+
+
+def test_the_uniform_reference_of_the_library_is_sac():
+    uniform = references.uniform()
+    params = uniform.fit(jax.random.key(0), np.zeros((4, 3)) + np.arange(4)[:, None], np.zeros((4, 1)))
+    key, batch = jax.random.key(3), batch_of()
+    sac = make(preset("sac", **SMALL), SPEC, total_updates=10)
+    other = make(
+        preset("sac", with_reference=True, **SMALL),
+        SPEC,
+        total_updates=10,
+        reference=uniform.apply,
+        reference_params=params,
+    )
+    expected, _ = jax.jit(sac.update)(sac.init(key), key, batch._replace(reference=(), next_reference=()))
+    moments = (uniform.apply(params, batch.observation), uniform.apply(params, batch.next_observation))
+    given, _ = jax.jit(other.update)(
+        other.init(key), key, batch._replace(reference=moments[0], next_reference=moments[1])
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(given._replace(reference=())), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_nppac_with_a_gaussian_process_in_the_loop():
+    """Moments of the process are stored with every transition; near the demonstrations they are surer than far away."""
+    environment = envs.make("Pendulum-v1", 2)
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(-0.3, 0.3, 40)
+    observations = np.stack([np.cos(angle), np.sin(angle), rng.normal(0, 0.1, 40)], axis=1)
+    process = references.gp_icm(steps=60)
+    params = process.fit(jax.random.key(0), observations, -np.sin(angle)[:, None])
+    config = preset("nppac", **SMALL)
+    state, rows = stored_by_the_loop(environment, config, reference=process.apply, reference_params=params)
+    std = np.exp(rows.reference.log_std[:, 0])
+    near = rows.observation[:, 0] > 0.9
+    assert std[~near].mean() > 3 * process_std(process, params, observations)
+    np.testing.assert_allclose(rows.reference.mean, process.apply(params, rows.observation).mean, atol=1e-3)
+    assert np.isfinite(state.agent.log_alpha)
+
+
+def process_std(process, params, observations):
+    return float(np.exp(process.apply(params, jnp.float32(observations)).log_std).mean())
 
 
 # Temperature -----------------------------------------------------------------------------------------------------------
