@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrl_off.agents import config as divergence_augmented_config
@@ -29,17 +30,15 @@ class Family(NamedTuple):
     make: Callable[..., Agent]
 
 
+def _family(config: type, module: ModuleType, make: Callable[..., Agent]) -> Family:
+    return Family(config, module.PRESETS, module.preset, module.check, make)
+
+
 FAMILIES: dict[str, Family] = {
-    name: Family(config_class, module.PRESETS, module.preset, module.check, algorithm.make)
-    for name, config_class, module, algorithm in (
-        (
-            "divergence_augmented",
-            divergence_augmented_config.DivergenceAugmentedConfig,
-            divergence_augmented_config,
-            divergence_augmented,
-        ),
-        ("kl_regularised", kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised),
-    )
+    "divergence_augmented": _family(
+        divergence_augmented_config.DivergenceAugmentedConfig, divergence_augmented_config, divergence_augmented.make
+    ),
+    "kl_regularised": _family(kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised.make),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     name: fields for family in FAMILIES.values() for name, fields in family.presets.items()

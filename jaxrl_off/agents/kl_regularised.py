@@ -112,6 +112,7 @@ def make(
     policy = GaussianPolicy(action_size, config.policy_sizes, config.policy == "tanh_normal")
     critic = CriticEnsemble(config.critics, config.critic_sizes, config.critic_layer_norm)
     adam = optax.scale_by_adam()
+    clipped_adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
 
     def reference_of(params: PyTree, observation: Array) -> PyTree:
         return () if reference is None else reference(params, observation)
@@ -130,8 +131,8 @@ def make(
             critic=critic_params,
             target_critic=critic_params,
             log_alpha=log_alpha,
-            policy_optimiser=adam.init(policy_params),
-            critic_optimiser=adam.init(critic_params),
+            policy_optimiser=clipped_adam.init(policy_params),
+            critic_optimiser=clipped_adam.init(critic_params),
             alpha_optimiser=adam.init(log_alpha),
             updates=jnp.zeros((), jnp.int32),
             reference=jax.tree.map(jnp.asarray, reference_params),
@@ -205,7 +206,7 @@ def make(
         return jnp.sum(jnp.mean(jnp.square(values - target), axis=1)), jnp.mean(values)
 
     def step_of(gradients: PyTree, optimiser: PyTree, params: PyTree, learning_rate: Array) -> tuple[PyTree, PyTree]:
-        steps, optimiser = adam.update(_clip(gradients, config.max_grad_norm), optimiser)
+        steps, optimiser = clipped_adam.update(gradients, optimiser)
         return jax.tree.map(lambda p, step: p - learning_rate * step, params, steps), optimiser
 
     def improve(state: ActorCriticState, key: Array, alpha: Array, batch: Transition) -> tuple[Any, dict[str, Array]]:
@@ -294,9 +295,7 @@ def kl_to_reference(
     Raises:
         ValueError: if `kl="analytic"` and the two are of different kinds.
     """
-    if isinstance(reference, (DiagonalNormal, TanhNormal)):
-        floor = jnp.log(jnp.asarray(config.reference_std_floor, jnp.float32))
-        reference = reference._replace(log_std=jnp.maximum(reference.log_std, floor))
+    reference = _floored(config, reference)
     actions, log_probs = jax.vmap(distribution.sample_and_log_prob)(jax.random.split(key, config.kl_samples))
     log_prob = jnp.mean(log_probs, axis=0)
     if config.kl == "analytic":
@@ -313,13 +312,20 @@ def kl_to_reference(
     return jnp.minimum(raw, config.kl_clip), actions[0], raw, log_prob
 
 
+def _floored(config: KLRegularisedConfig, reference: Any) -> Any:
+    """The reference with the guard rail `reference_std_floor`; one without standard deviations comes back as it is."""
+    if not isinstance(reference, (DiagonalNormal, TanhNormal)):
+        return reference
+    floor = jnp.log(jnp.asarray(config.reference_std_floor, jnp.float32))
+    return reference._replace(log_std=jnp.maximum(reference.log_std, floor))
+
+
 def _reference_metrics(config: KLRegularisedConfig, alpha: Array, action: Array, reference: Any) -> dict[str, Array]:
     """Percentiles of sigma_0, and of `alpha |d log pi_0(a|s) / d a|`, the part of the gradient that explodes."""
     if not isinstance(reference, (DiagonalNormal, TanhNormal)):
         return {}
     std = jnp.exp(reference.log_std)
-    used = jnp.maximum(reference.log_std, jnp.log(jnp.asarray(config.reference_std_floor, jnp.float32)))
-    slope = jax.grad(lambda a: jnp.sum(reference._replace(log_std=used).log_prob(a)))(action)
+    slope = jax.grad(lambda a: jnp.sum(_floored(config, reference).log_prob(a)))(action)
     norms = alpha * jnp.sqrt(jnp.sum(jnp.square(slope), axis=-1))
     low, middle, high = jnp.quantile(std, jnp.array([0.01, 0.5, 0.99]))
     return {
@@ -369,14 +375,6 @@ def _mixed(key: Array, batch: Transition, demonstrations: Transition, fraction: 
     count = round(fraction * size)
     index = jax.random.randint(key, (count,), 0, demonstrations.reward.shape[0])
     return jax.tree.map(lambda rows, demos: jnp.concatenate([demos[index], rows[count:]]), batch, demonstrations)
-
-
-def _clip(gradients: PyTree, max_norm: Any) -> PyTree:
-    """Clip by global norm; nothing at all at infinity."""
-    if isinstance(max_norm, float) and math.isinf(max_norm):
-        return gradients
-    scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.global_norm(gradients), 1e-12))
-    return jax.tree.map(lambda g: g * scale, gradients)
 
 
 def _expand(mask: Array, like: Array) -> Array:

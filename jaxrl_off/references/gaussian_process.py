@@ -149,7 +149,18 @@ def _scaled_rows(params: GaussianProcessParams, observation: Array) -> Array:
     return ((observation - params.shift) * params.scale).reshape(-1, observation.shape[-1])
 
 
-def _exact_reference(initial: Any, loss: Any, condition: Any, predict: Any, options: dict[str, Any]) -> Reference:
+class _ExactOptions(NamedTuple):
+    """Options that `gp_icm` and `gp_independent` share; see `gp_icm`."""
+
+    learning_rate: float
+    steps: int
+    fit_points: int
+    capacity: int | None
+    ref_scale: str
+    standardise: bool
+
+
+def _exact_reference(initial: Any, loss: Any, condition: Any, predict: Any, options: _ExactOptions) -> Reference:
     """What `gp_icm` and `gp_independent` share: choose rows, pad, fit, condition, cast.
 
     Args:
@@ -159,17 +170,17 @@ def _exact_reference(initial: Any, loss: Any, condition: Any, predict: Any, opti
         predict: `(posterior, queries) -> Prediction` of `[Q, A]`.
         options: of the constructor.
     """
-    steps, capacity = options["steps"], options["capacity"]
-    optimiser = optax.adam(options["learning_rate"])
+    steps, capacity = options.steps, options.capacity
+    optimiser = optax.adam(options.learning_rate)
 
     def fit(key: Array, observations: Any, actions: Any, *, progress: Progress | None = None) -> GaussianProcessParams:
         observations, actions = check_demonstrations(observations, actions)
-        shift, scale = _scaling(observations, options["standardise"])
+        shift, scale = _scaling(observations, options.standardise)
         all_key, subset_key, init_key, fit_key = jax.random.split(key, 4)
         size = len(actions) if capacity is None else capacity
         kept = _chosen_rows(all_key, len(actions), size)
         inputs, targets = ((observations - shift) * scale)[kept], actions[kept]
-        fit_size = min(options["fit_points"], size)
+        fit_size = min(options.fit_points, size)
         rows = _chosen_rows(subset_key, len(targets), fit_size)
         with jax.enable_x64(True):
             raw = initial(init_key, inputs.shape[1], targets.shape[1])
@@ -189,7 +200,7 @@ def _exact_reference(initial: Any, loss: Any, condition: Any, predict: Any, opti
 
     def apply(params: GaussianProcessParams, observation: Array) -> DiagonalNormal:
         prediction = predict(params.posterior, _scaled_rows(params, observation))
-        return _policy(prediction, options["ref_scale"], observation.shape[:-1])
+        return _policy(prediction, options.ref_scale, observation.shape[:-1])
 
     return Reference(fit, apply)
 
@@ -242,14 +253,7 @@ def gp_icm(
 
     condition = functools.partial(_multitask_posterior, function)
     predict = functools.partial(gp.multitask_predict, function)
-    options = {
-        "learning_rate": learning_rate,
-        "steps": steps,
-        "fit_points": fit_points,
-        "capacity": capacity,
-        "ref_scale": ref_scale,
-        "standardise": standardise,
-    }
+    options = _ExactOptions(learning_rate, steps, fit_points, capacity, ref_scale, standardise)
     return _exact_reference(initial, loss, condition, predict, options)
 
 
@@ -292,14 +296,7 @@ def gp_independent(
         return jax.vmap(functools.partial(gp.exact_predict, function), (axes, None), 1)(cached, queries)
 
     condition = functools.partial(_independent_posterior, function)
-    options = {
-        "learning_rate": learning_rate,
-        "steps": steps,
-        "fit_points": fit_points,
-        "capacity": capacity,
-        "ref_scale": ref_scale,
-        "standardise": standardise,
-    }
+    options = _ExactOptions(learning_rate, steps, fit_points, capacity, ref_scale, standardise)
     return _exact_reference(initial, loss, condition, predict, options)
 
 
@@ -338,6 +335,7 @@ def gp_sparse(
         kernel, ref_scale, inducing=inducing, learning_rate=learning_rate, steps=steps, batch_size=batch_size
     )
     axes = _SPARSE_AXES if shared_kernel else _OWN_AXES
+    cached_axes = gp.SparsePosterior(axes, None if shared_kernel else 0)
     optimiser = optax.adam(learning_rate)
 
     def loss(raw: _RawSparse, data: tuple[Array, Array], key: Array) -> Array:
@@ -382,16 +380,12 @@ def gp_sparse(
             fitted = fitted._replace(
                 q_mean=jnp.stack([one.q_mean for one in best]), q_factor=jnp.stack([one.q_factor for one in best])
             )
-            factor_axis = None if shared_kernel else 0
-            posterior = jax.vmap(
-                functools.partial(gp.sparse_posterior, function), (axes,), gp.SparsePosterior(axes, factor_axis)
-            )(fitted)
+            posterior = jax.vmap(functools.partial(gp.sparse_posterior, function), (axes,), cached_axes)(fitted)
             posterior = _single_precision(posterior)
         return GaussianProcessParams(posterior, jnp.asarray(shift, jnp.float32), jnp.asarray(scale, jnp.float32))
 
     def apply(params: GaussianProcessParams, observation: Array) -> DiagonalNormal:
         predict = functools.partial(gp.sparse_predict, function)
-        cached_axes = gp.SparsePosterior(axes, None if shared_kernel else 0)
         prediction = jax.vmap(predict, (cached_axes, None), 1)(params.posterior, _scaled_rows(params, observation))
         return _policy(prediction, ref_scale, observation.shape[:-1])
 

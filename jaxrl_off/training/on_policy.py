@@ -155,7 +155,7 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
 
     def iterate(state: LoopState) -> tuple[LoopState, dict[str, Array]]:
         state, rollouts, statistics = gather(state)
-        key, sample_key = jax.random.split(state.key)
+        key, sample_key, update_key = jax.random.split(state.key, 3)
         sample_key = unrolled_keys(sample_key)
         if replay is None:
             minibatches = counts.rollouts_per_iteration // counts.rollouts_per_batch
@@ -164,17 +164,19 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
         else:
             choices = jax.random.split(sample_key, counts.updates_per_iteration)
 
-        def update(learner: Any, choice: Array) -> tuple[Any, dict[str, Array]]:
+        def update(learner: Any, drawn: tuple[Array, Array]) -> tuple[Any, dict[str, Array]]:
+            choice, agent_key = drawn
             if replay is None:
                 batch = jax.tree.map(
                     lambda leaf: leaf.at[choice].get(mode="promise_in_bounds", unique_indices=True), rollouts
                 )
             else:
                 batch = replay.sample(state.replay, choice).experience
-            learner, metrics = agent.update(learner, choice, split(batch))
+            learner, metrics = agent.update(learner, agent_key, split(batch))
             return keep(learner), metrics
 
-        learner, metrics = jax.lax.scan(update, state.agent, choices)
+        agent_keys = jax.random.split(update_key, counts.updates_per_iteration)
+        learner, metrics = jax.lax.scan(update, state.agent, (choices, agent_keys))
         # an update that does not touch the policy reports NaN for what is the policy's
         metrics = {name: jnp.max(value) if name in LARGEST else jnp.nanmean(value) for name, value in metrics.items()}
         done_before = state.iteration * counts.updates_per_iteration // settings.publish_interval
