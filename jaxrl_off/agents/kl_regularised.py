@@ -1,4 +1,4 @@
-"""KL-regularised actor-critic: SAC, BRAC-v, BRAC-p, N-PPAC and RLPD differ in the reference policy and where its KL enters.
+"""KL-regularised actor-critic: SAC, BRAC, N-PPAC, RLPD, AWAC and ABM differ in the reference policy and where its KL enters.
 
     J(pi) = E sum_t gamma^t ( r_t - alpha KL( pi(.|s_t) || pi_0(.|s_t) ) )
 
@@ -7,7 +7,7 @@ pi_0 is frozen. Without one the KL is `log pi(a|s)`, against the base measure, w
 the KL, and the critic's target through it, grow as `1 / sigma_0(s)^2` where the reference's standard deviation collapses.
 
 Since pi_0 depends on the observation only and never changes, its moments are computed once, when a transition is collected,
-and stored beside it in the replay; an update costs no query of pi_0.
+and stored beside it in the replay; an update costs no query of pi_0. Losses are in `kl_regularised_losses`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
-from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig, check
-from jaxrl_off.distributions import DiagonalNormal, TanhNormal
+from jaxrl_off.agents.kl_regularised_config import (
+    DEMONSTRATION_FIELDS,
+    KLRegularisedConfig,
+    check,
+    wants_demonstrations,
+)
+from jaxrl_off.agents.kl_regularised_losses import (
+    ActorOutput,
+    actor_loss,
+    kl_to_reference,
+    prior_loss,
+    reference_metrics,
+    temperature,
+)
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import CriticEnsemble, GaussianPolicy
 from jaxrl_off.types import Array, PyTree, Transition
@@ -32,22 +44,24 @@ class ActorCriticState(NamedTuple):
     """Everything the learner owns.
 
     Attributes:
-        policy, critic: network parameters.
+        policy, critic, prior: network parameters; `prior` is `()` unless it is learned.
         target_critic: their slow copy.
         log_alpha: `float32[]`; learned where `temperature` is a dual, else unused.
-        policy_optimiser, critic_optimiser, alpha_optimiser: optax states.
-        updates: `int32[]`, critic updates so far.
+        policy_optimiser, critic_optimiser, alpha_optimiser, prior_optimiser: optax states.
+        updates: `int32[]`, critic updates so far, those of `offline_updates` apart.
         reference: parameters of pi_0, frozen; `()` without one.
         demonstrations: `Transition[M]` that batches are mixed with, or `()`.
     """
 
     policy: PyTree
     critic: PyTree
+    prior: PyTree
     target_critic: PyTree
     log_alpha: Array
     policy_optimiser: PyTree
     critic_optimiser: PyTree
     alpha_optimiser: PyTree
+    prior_optimiser: PyTree
     updates: Array
     reference: PyTree
     demonstrations: PyTree
@@ -71,8 +85,8 @@ def make(
         reference: `(reference_params, observation[..., O]) -> distribution` over canonical actions ([-1, 1]^D), for example
             the `apply` of a `jaxrl_off.references.Reference`. Given if and only if `with_reference`.
         reference_params: of `reference`.
-        demonstrations: with `demonstration_fraction > 0`: transitions in the environment's own units, arrays
-            `observation[M, O]`, `action[M, D]`, `reward[M]`, `terminated[M]` and `next_observation[M, O]`
+        demonstrations: given if and only if the config `wants_demonstrations`: transitions in the environment's own units,
+            arrays `observation[M, O]`, `action[M, D]`, `reward[M]`, `terminated[M]` and `next_observation[M, O]`
             (`jaxrl_off.data.demonstrations.Demonstrations`).
 
     Returns:
@@ -103,13 +117,14 @@ def make(
             "fit together. Fit a `jaxrl_off.references.Reference` to demonstrations and pass its `apply` as `reference` and "
             "what `fit` returned as `reference_params`, or set with_reference=False (SAC)."
         )
-    if (demonstrations is not None) != (config.demonstration_fraction > 0):
+    if (demonstrations is not None) != wants_demonstrations(config):
+        uses = ", ".join(f"{name}={getattr(config, name)}" for name in DEMONSTRATION_FIELDS)
         raise ValueError(
-            f"demonstration_fraction={config.demonstration_fraction} and demonstrations "
-            f"{'given' if demonstrations is not None else 'missing'} do not fit together; give both or neither."
+            f"{uses} and demonstrations {'given' if demonstrations is not None else 'missing'} do not fit together; give "
+            "demonstrations where one of these is above 0, and only there."
         )
     action_size = math.prod(space.shape)
-    policy = GaussianPolicy(action_size, config.policy_sizes, config.policy == "tanh_normal")
+    policy = prior = GaussianPolicy(action_size, config.policy_sizes, config.policy == "tanh_normal")
     critic = CriticEnsemble(config.critics, config.critic_sizes, config.critic_layer_norm)
     adam = optax.scale_by_adam()
     clipped_adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
@@ -123,21 +138,58 @@ def make(
         policy_params = policy.init(policy_key, observation)["params"]
         critic_params = critic.init(critic_key, observation, jnp.zeros((1, action_size)))["params"]
         log_alpha = jnp.log(jnp.maximum(jnp.asarray(config.alpha, jnp.float32), 1e-30))
-        stored: PyTree = ()
-        if demonstrations is not None:
-            stored = _stored_demonstrations(demonstrations, space, lambda x: reference_of(reference_params, x))
-        return ActorCriticState(
+        prior_params: PyTree = ()
+        if config.prior == "advantage_filtered":
+            prior_params = prior.init(jax.random.fold_in(key, 2), observation)["params"]
+        state = ActorCriticState(
             policy=policy_params,
             critic=critic_params,
+            prior=prior_params,
             target_critic=critic_params,
             log_alpha=log_alpha,
             policy_optimiser=clipped_adam.init(policy_params),
             critic_optimiser=clipped_adam.init(critic_params),
             alpha_optimiser=adam.init(log_alpha),
+            prior_optimiser=clipped_adam.init(prior_params),
             updates=jnp.zeros((), jnp.int32),
             reference=jax.tree.map(jnp.asarray, reference_params),
-            demonstrations=stored,
+            demonstrations=(),
         )
+        if demonstrations is None:
+            return state
+        stored = _stored_demonstrations(demonstrations, space, lambda x: reference_of(reference_params, x))
+        state = _prepared(state, jax.random.fold_in(key, 3), stored)
+        return state._replace(demonstrations=stored) if config.demonstration_fraction > 0 else state
+
+    def _prepared(state: ActorCriticState, key: Array, stored: Transition) -> ActorCriticState:
+        """After pre-training of the policy and updates on demonstrations alone."""
+
+        def rows(key: Array, size: int) -> Transition:
+            index = jax.random.randint(key, (size,), 0, stored.reward.shape[0])
+            return jax.tree.map(lambda leaf: leaf[index], stored)
+
+        def imitate(state: ActorCriticState, key: Array) -> tuple[ActorCriticState, None]:
+            row_key, sample_key = jax.random.split(key)
+            batch = rows(row_key, config.pretrain_batch)
+
+            def loss(params: PyTree) -> Array:
+                distribution = policy.apply({"params": params}, batch.observation)
+                if config.with_reference:
+                    return jnp.mean(kl_to_reference(config, sample_key, distribution, batch.reference)[0])
+                return -jnp.mean(distribution.log_prob(batch.action))
+
+            gradients = jax.grad(loss)(state.policy)
+            params, optimiser = step_of(gradients, state.policy_optimiser, state.policy, config.learning_rate)
+            return state._replace(policy=params, policy_optimiser=optimiser), None
+
+        def learn_offline(state: ActorCriticState, key: Array) -> tuple[ActorCriticState, None]:
+            row_key, update_key = jax.random.split(key)
+            return learn(state, update_key, rows(row_key, config.offline_batch))[0], None
+
+        imitate_key, offline_key = jax.random.split(key)
+        state, _ = jax.lax.scan(imitate, state, jax.random.split(imitate_key, config.pretrain_updates))
+        state, _ = jax.lax.scan(learn_offline, state, jax.random.split(offline_key, config.offline_updates))
+        return state._replace(updates=jnp.zeros((), jnp.int32))
 
     def act(
         state: ActorCriticState, key: Array, observation: Array, core: PyTree, first: Array, greedy: bool = False
@@ -180,12 +232,21 @@ def make(
             next_reference=jax.lax.cond(jnp.any(ended), with_ends, lambda: after),
         )
 
-    def policy_loss(params: PyTree, state: ActorCriticState, key: Array, alpha: Array, batch: Transition) -> Any:
+    def value_of(state: ActorCriticState, batch: Transition) -> Callable[[Array], Array]:
+        """Value of actions at the observations of a batch, as the actor sees it."""
+
+        def value(action: Array) -> Array:
+            values = critic.apply({"params": state.critic}, batch.observation, action)
+            return jnp.min(values, axis=0) if config.actor_value == "min" else jnp.mean(values, axis=0)
+
+        return value
+
+    def policy_loss(
+        params: PyTree, state: ActorCriticState, key: Array, alpha: Array, batch: Transition
+    ) -> tuple[Array, ActorOutput]:
         distribution = policy.apply({"params": params}, batch.observation)
-        kl, action, raw, log_prob = kl_to_reference(config, key, distribution, batch.reference)
-        values = critic.apply({"params": state.critic}, batch.observation, action)
-        value = jnp.min(values, axis=0) if config.actor_value == "min" else jnp.mean(values, axis=0)
-        return jnp.mean(alpha * kl - value), (jnp.mean(raw), jnp.mean(log_prob), action, jnp.mean(kl != raw))
+        output = actor_loss(config, key, alpha, distribution, value_of(state, batch), batch)
+        return output.loss, output
 
     def target_of(state: ActorCriticState, key: Array, alpha: Array, batch: Transition) -> tuple[Array, Array]:
         sample_key, subset_key = jax.random.split(key)
@@ -211,27 +272,52 @@ def make(
 
     def improve(state: ActorCriticState, key: Array, alpha: Array, batch: Transition) -> tuple[Any, dict[str, Array]]:
         """Policy and temperature, by the critics as they were before this update."""
-        (loss, (kl, log_prob, action, clipped)), gradients = jax.value_and_grad(policy_loss, has_aux=True)(
-            state.policy, state, key, alpha, batch
-        )
+        (_, output), gradients = jax.value_and_grad(policy_loss, has_aux=True)(state.policy, state, key, alpha, batch)
         params, optimiser = step_of(gradients, state.policy_optimiser, state.policy, config.learning_rate)
         log_alpha, alpha_optimiser = state.log_alpha, state.alpha_optimiser
         if config.temperature in ("entropy", "kl"):
             surplus = (
-                kl - config.kl_budget if config.temperature == "kl" else log_prob + config.target_entropy * action_size
+                output.kl - config.kl_budget
+                if config.temperature == "kl"
+                else output.log_prob + config.target_entropy * action_size
             )
             step, alpha_optimiser = adam.update(-surplus, alpha_optimiser)
             log_alpha = log_alpha - config.alpha_learning_rate * step
         changed = (params, optimiser, log_alpha, alpha_optimiser)
-        metrics = {"policy_loss": loss, "kl": kl, "entropy": -log_prob, "kl_clipped": clipped}
-        metrics |= {"policy_gradient_norm": optax.global_norm(gradients)}
-        return changed, metrics | _reference_metrics(config, alpha, action, batch.reference)
+        metrics = {
+            "policy_loss": output.loss,
+            "kl": output.kl,
+            "entropy": -output.log_prob,
+            "kl_clipped": output.clipped,
+            "policy_gradient_norm": optax.global_norm(gradients),
+        }
+        return changed, metrics | reference_metrics(config, alpha, output.action, batch.reference)
 
     def update(state: ActorCriticState, key: Array, batch: Transition) -> tuple[ActorCriticState, dict[str, Array]]:
-        mix_key, target_key, policy_key = jax.random.split(key, 3)
+        mix_key, learn_key = jax.random.split(key)
         if config.demonstration_fraction > 0:
             batch = _mixed(mix_key, batch, state.demonstrations, config.demonstration_fraction)
-        alpha = _alpha(config, state, total_updates)
+        return learn(state, learn_key, batch)
+
+    def with_prior(state: ActorCriticState, key: Array, batch: Transition) -> tuple[ActorCriticState, Transition]:
+        """One step of the learned prior, and the batch with it as its reference."""
+        if config.prior == "frozen":
+            return state, batch
+        acting = policy.apply({"params": state.policy}, batch.observation)
+        gradients = jax.grad(
+            lambda params: prior_loss(
+                key, prior.apply({"params": params}, batch.observation), acting, value_of(state, batch), batch
+            )
+        )(state.prior)
+        params, optimiser = step_of(gradients, state.prior_optimiser, state.prior, config.learning_rate)
+        moments = [prior.apply({"params": params}, x) for x in (batch.observation, batch.next_observation)]
+        batch = batch._replace(reference=moments[0], next_reference=moments[1])
+        return state._replace(prior=params, prior_optimiser=optimiser), batch
+
+    def learn(state: ActorCriticState, key: Array, batch: Transition) -> tuple[ActorCriticState, dict[str, Array]]:
+        prior_key, target_key, policy_key = jax.random.split(key, 3)
+        state, batch = with_prior(state, prior_key, batch)
+        alpha = temperature(config, state.log_alpha, state.updates, total_updates)
         target, share = target_of(state, target_key, alpha, batch)
         (loss, value), gradients = jax.value_and_grad(critic_loss, has_aux=True)(state.critic, batch, target)
         critic_params, critic_optimiser = step_of(
@@ -272,83 +358,6 @@ def make(
         return state, metrics
 
     return Agent(init, lambda lanes: (), act, process, update, lambda state: state)
-
-
-def kl_to_reference(
-    config: KLRegularisedConfig, key: Array, distribution: Any, reference: Any
-) -> tuple[Array, Array, Array, Array]:
-    """KL(pi || pi_0) of a batch, sampled or analytic, guard rails applied.
-
-    Sampled: `mean_k log pi(a_k|s) - log pi_0(a_k|s)`, `a_k ~ pi`, with the gradient through `a_k`. Of a `TanhNormal`
-    against a `DiagonalNormal` the reference is not truncated to the box (as in the released code): pi_0 has mass at most 1
-    there, so the expected value stays non-negative.
-
-    Args:
-        config: which, and how many samples.
-        key: consumed.
-        distribution: pi(.|s), batch shape `[B]`.
-        reference: pi_0(.|s), batch shape `[B]`, or `()` for the base measure.
-
-    Returns:
-        The KL `[B]`; one action `[B, D]` of pi; the KL before `kl_clip`; and `log pi` of the actions, `[B]`.
-
-    Raises:
-        ValueError: if `kl="analytic"` and the two are of different kinds.
-    """
-    reference = _floored(config, reference)
-    actions, log_probs = jax.vmap(distribution.sample_and_log_prob)(jax.random.split(key, config.kl_samples))
-    log_prob = jnp.mean(log_probs, axis=0)
-    if config.kl == "analytic":
-        if type(distribution) is not type(reference):
-            raise ValueError(
-                f"kl='analytic' needs policy and reference of one kind, got {type(distribution).__name__} and "
-                f"{type(reference).__name__}; set kl='sampled' or policy='normal'."
-            )
-        raw = distribution.kl(reference)
-    else:
-        raw = log_prob
-        if len(reference):
-            raw = raw - jnp.mean(jax.vmap(reference.log_prob)(actions), axis=0)
-    return jnp.minimum(raw, config.kl_clip), actions[0], raw, log_prob
-
-
-def _floored(config: KLRegularisedConfig, reference: Any) -> Any:
-    """The reference with the guard rail `reference_std_floor`; one without standard deviations comes back as it is."""
-    if not isinstance(reference, (DiagonalNormal, TanhNormal)):
-        return reference
-    floor = jnp.log(jnp.asarray(config.reference_std_floor, jnp.float32))
-    return reference._replace(log_std=jnp.maximum(reference.log_std, floor))
-
-
-def _reference_metrics(config: KLRegularisedConfig, alpha: Array, action: Array, reference: Any) -> dict[str, Array]:
-    """Percentiles of sigma_0, and of `alpha |d log pi_0(a|s) / d a|`, the part of the gradient that explodes."""
-    if not isinstance(reference, (DiagonalNormal, TanhNormal)):
-        return {}
-    std = jnp.exp(reference.log_std)
-    slope = jax.grad(lambda a: jnp.sum(_floored(config, reference).log_prob(a)))(action)
-    norms = alpha * jnp.sqrt(jnp.sum(jnp.square(slope), axis=-1))
-    low, middle, high = jnp.quantile(std, jnp.array([0.01, 0.5, 0.99]))
-    return {
-        "reference_std_p01": low,
-        "reference_std_p50": middle,
-        "reference_std_p99": high,
-        "reference_std_floored": jnp.mean(std < config.reference_std_floor),
-        "kl_gradient_p50": jnp.quantile(norms, 0.5),
-        "kl_gradient_p99": jnp.quantile(norms, 0.99),
-    }
-
-
-def _alpha(config: KLRegularisedConfig, state: ActorCriticState, total_updates: int) -> Array:
-    """Coefficient of the KL at this update."""
-    if config.temperature in ("entropy", "kl"):
-        return jnp.exp(state.log_alpha)
-    alpha = jnp.asarray(config.alpha, jnp.float32)
-    progress = jnp.minimum(state.updates / total_updates, 1.0)
-    if config.temperature == "linear":
-        return jnp.maximum(config.alpha_final, alpha * (1.0 - progress))
-    if config.temperature == "exponential":
-        return alpha * (jnp.maximum(config.alpha_final, 1e-30) / alpha) ** progress
-    return alpha
 
 
 def _stored_demonstrations(

@@ -1,4 +1,4 @@
-"""The configuration of the KL-regularised actor-critic and its named presets: SAC, BRAC, N-PPAC, RLPD."""
+"""The configuration of the KL-regularised actor-critic and its presets: SAC, BRAC, N-PPAC, RLPD, AWAC, ABM, cloning."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("tanh_normal", "normal"),
     "kl": ("sampled", "analytic"),
     "temperature": ("fixed", "linear", "exponential", "entropy", "kl"),
+    "actor": ("reparameterised", "mpo", "advantage_weighted", "cloning"),
     "actor_value": ("min", "mean"),
+    "prior": ("frozen", "advantage_filtered"),
     "initial_actions": ("policy", "uniform"),
 }
+DEMONSTRATION_FIELDS = ("demonstration_fraction", "pretrain_updates", "offline_updates")
 
 
 @flax.struct.dataclass
@@ -39,16 +42,27 @@ class KLRegularisedConfig:
             `kl` (dual for a mean KL of `kl_budget`; ours, as BRAC's adaptive coefficient).
         critics: size of the critic ensemble.
         target_critics: how many of them, drawn anew at every update, the target's minimum goes over; 0 means all (RLPD: 2).
+        actor: how the policy is improved, see `kl_regularised_losses`: `reparameterised`, `mpo`, `advantage_weighted` or
+            `cloning`.
         actor_value: `min` (SAC) or `mean` (RLPD) of the critics in the actor's loss.
+        mpo_samples: actions of the reference that `mpo` weighs.
+        prior: `frozen`, or `advantage_filtered`: instead of a given reference, one that is learned beside the critics from
+            replayed actions whose advantage is not negative (ABM).
         critic_layer_norm: LayerNorm before each activation of the critics (RLPD).
         policy_sizes, critic_sizes: widths of hidden layers, ReLU.
         policy_period: updates of the critics per update of the policy (RLPD: its update-to-data ratio).
         initial_actions: who acts until the first update: the (pre-trained) `policy`, or `uniform` random actions.
         demonstration_fraction: share of every batch that is drawn from the demonstrations (RLPD: 0.5).
+        pretrain_updates: updates of the policy alone before anything else, towards the reference at the demonstrations'
+            observations (`min KL(pi || pi_0)`, as N-PPAC), or without a reference towards their actions (cloning).
+        pretrain_batch: observations in each of them.
+        offline_updates: updates of everything on demonstrations alone before the first online one (AWAC).
+        offline_batch: transitions in each of them.
         alpha: coefficient of the KL, initial value where it moves.
         alpha_final: see `temperature`.
         target_entropy: per action dimension; SAC -1, RLPD -0.5.
         kl_budget: see `temperature`.
+        advantage_weight_max: bound of the weights of `advantage_weighted`.
         learning_rate: of the policy (Adam). critic_learning_rate, alpha_learning_rate: of the others.
         gamma: discount.
         tau: step of the target critics towards the critics.
@@ -66,17 +80,25 @@ class KLRegularisedConfig:
     temperature: str = static("fixed")
     critics: int = static(2)
     target_critics: int = static(0)
+    actor: str = static("reparameterised")
     actor_value: str = static("min")
+    mpo_samples: int = static(20)
+    prior: str = static("frozen")
     critic_layer_norm: bool = static(False)
     policy_sizes: tuple[int, ...] = static((256, 256))
     critic_sizes: tuple[int, ...] = static((256, 256))
     policy_period: int = static(1)
     initial_actions: str = static("policy")
     demonstration_fraction: float = static(0.0)
+    pretrain_updates: int = static(0)
+    pretrain_batch: int = static(64)
+    offline_updates: int = static(0)
+    offline_batch: int = static(256)
     alpha: float = 0.1
     alpha_final: float = 0.01
     target_entropy: float = -1.0
     kl_budget: float = 1.0
+    advantage_weight_max: float = 100.0
     learning_rate: float = 3e-4
     critic_learning_rate: float = 3e-4
     alpha_learning_rate: float = 3e-4
@@ -90,10 +112,13 @@ class KLRegularisedConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "sac": dict(with_reference=False, temperature="entropy", alpha=1.0, initial_actions="uniform"),
+    "sacfd": dict(with_reference=False, temperature="entropy", alpha=1.0, demonstration_fraction=0.25),
     "brac_v": dict(kl_samples=4),
     "brac_p": dict(kl_samples=4, value_penalty=False),
-    "nppac": dict(),
-    "nppac_hand": dict(policy="normal", kl="analytic", alpha=0.5, policy_sizes=(256, 256, 256, 256)),
+    "nppac": dict(pretrain_updates=20_000),
+    "nppac_hand": dict(
+        policy="normal", kl="analytic", alpha=0.5, policy_sizes=(256, 256, 256, 256), pretrain_updates=20_000
+    ),
     "rlpd": dict(
         with_reference=False,
         temperature="entropy",
@@ -107,7 +132,42 @@ PRESETS: dict[str, dict[str, Any]] = {
         initial_actions="uniform",
         demonstration_fraction=0.5,
     ),
+    "awac": dict(
+        with_reference=False,
+        actor="advantage_weighted",
+        policy="normal",
+        value_penalty=False,
+        alpha=1.0 / 3.0,
+        demonstration_fraction=0.25,
+        offline_updates=25_000,
+    ),
+    "bm_mpo": dict(actor="mpo", policy="normal", value_penalty=False, temperature="kl", alpha=1.0, kl_budget=0.5),
+    "abm": dict(
+        with_reference=False,
+        prior="advantage_filtered",
+        actor="mpo",
+        policy="normal",
+        value_penalty=False,
+        temperature="kl",
+        alpha=1.0,
+        kl_budget=0.5,
+        demonstration_fraction=0.25,
+        offline_updates=25_000,
+    ),
+    "bc": dict(
+        with_reference=False,
+        actor="cloning",
+        policy="normal",
+        value_penalty=False,
+        demonstration_fraction=1.0,
+        pretrain_updates=20_000,
+    ),
 }
+"""Where a method's paper or code leaves a number open, or has one that presumes other machinery, the number is ours: 20,000
+updates of pre-training (N-PPAC's code: 400 epochs in minibatches of 64, for 15,000 points 94,000), a fixed share of 0.25
+of demonstrations in a batch for methods that put them into the replay (`sacfd`, `awac`, `abm`), MPO's 20 samples and its
+budget. `awac` has CORL's weights (alpha is their lambda: 1/3 for MuJoCo, 0.1 for Adroit) and a standard deviation that
+depends on the observation, where AWAC's is one vector."""
 
 
 def preset(name: str, **overrides: Any) -> KLRegularisedConfig:
@@ -132,6 +192,11 @@ def preset(name: str, **overrides: Any) -> KLRegularisedConfig:
     return config
 
 
+def wants_demonstrations(config: KLRegularisedConfig) -> bool:
+    """Whether an agent of this config is made with demonstrations."""
+    return any(getattr(config, name) > 0 for name in DEMONSTRATION_FIELDS)
+
+
 def check(config: KLRegularisedConfig) -> None:
     """Refuse a config whose choices or numbers cannot be meant. Numbers that are arrays or tracers are not looked at.
 
@@ -141,16 +206,28 @@ def check(config: KLRegularisedConfig) -> None:
     check_choices(config, _CHOICES)
     if config.kl == "analytic" and not config.with_reference:
         raise ValueError("kl='analytic' compares the policy with a reference; set with_reference=True or kl='sampled'.")
+    if config.prior != "frozen" and config.with_reference:
+        raise ValueError(f"prior={config.prior!r} learns the reference; set with_reference=False or prior='frozen'.")
+    if config.actor == "mpo" and not config.with_reference and config.prior == "frozen":
+        raise ValueError(
+            "actor='mpo' samples from a reference; set with_reference=True, or prior='advantage_filtered' to learn one."
+        )
     infinity = math.inf
     ranges = {
         "kl_samples": (1, infinity),
         "critics": (1, infinity),
         "target_critics": (0, config.critics),
         "policy_period": (1, infinity),
+        "mpo_samples": (1, infinity),
         "demonstration_fraction": (0.0, 1.0),
+        "pretrain_updates": (0, infinity),
+        "pretrain_batch": (1, infinity),
+        "offline_updates": (0, infinity),
+        "offline_batch": (1, infinity),
         "alpha": (0.0, infinity),
         "alpha_final": (0.0, infinity),
         "kl_budget": (0.0, infinity),
+        "advantage_weight_max": (0.0, infinity),
         "learning_rate": (0.0, infinity),
         "critic_learning_rate": (0.0, infinity),
         "alpha_learning_rate": (0.0, infinity),
@@ -162,7 +239,11 @@ def check(config: KLRegularisedConfig) -> None:
     }
     check_ranges(config, ranges)
     learned = config.temperature in ("exponential", "entropy", "kl")
-    if learned and isinstance(config.alpha, (int, float)) and config.alpha <= 0.0:
-        raise ValueError(
-            f"temperature={config.temperature!r} moves log(alpha); alpha must be positive, got {config.alpha}."
+    divides = config.actor in ("mpo", "advantage_weighted")
+    if (learned or divides) and isinstance(config.alpha, (int, float)) and config.alpha <= 0.0:
+        why = (
+            f"temperature={config.temperature!r} moves log(alpha)"
+            if learned
+            else f"actor={config.actor!r} divides by alpha"
         )
+        raise ValueError(f"{why}; alpha must be positive, got {config.alpha}.")
