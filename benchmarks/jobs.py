@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def run_job(job: Job) -> dict[str, Any]:
         {
             "reals": dict(reals),
             "seed": seed,
-            "curves": {name: [_rounded(x) for x in value[i]] for name, value in arrays.items()},
+            "curves": {name: [rounded(x) for x in value[i]] for name, value in arrays.items()},
         }
         for i, (reals, seed) in enumerate(job.members)
     ]
@@ -124,7 +125,7 @@ def run_job(job: Job) -> dict[str, Any]:
     }
 
 
-def _rounded(x: float) -> float | None:
+def rounded(x: float) -> float | None:
     """Five significant digits; None where there is no number."""
     return float(f"{x:.5g}") if x == x and abs(x) != float("inf") else None
 
@@ -137,14 +138,17 @@ def _pin(cores: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def run_all(jobs: list[Job], cache: Path, *, workers: int, title: str) -> list[dict[str, Any]]:
+def run_all(
+    jobs: list[Any], cache: Path, *, workers: int, title: str, runner: Callable[[Any], dict[str, Any]] = run_job
+) -> list[dict[str, Any]]:
     """Run the jobs that are not in the cache yet and return the results of all, in order.
 
     Args:
-        jobs: what to run; duplicates run once.
+        jobs: what to run, picklable, with `name`, `cost`, `method` and `environment` as `Job` has; duplicates run once.
         cache: folder of finished results.
         workers: processes; 0 runs them in this process, as a GPU wants it.
         title: of the progress bar.
+        runner: what runs one of them; a function of a module.
 
     Raises:
         RuntimeError: if a job failed; the others are finished and kept first.
@@ -185,7 +189,7 @@ def run_all(jobs: list[Job], cache: Path, *, workers: int, title: str) -> list[d
         if workers == 0:
             for job in queue:
                 try:
-                    finish(job, run_job(job), None)
+                    finish(job, runner(job), None)
                 except Exception as error:  # the other jobs go on; the failure is raised at the end
                     finish(job, None, error)
         elif queue:
@@ -197,7 +201,7 @@ def run_all(jobs: list[Job], cache: Path, *, workers: int, title: str) -> list[d
             for i in range(workers):
                 cores.put(list(available)[i % len(available)])
             with ProcessPoolExecutor(workers, context, initializer=_pin, initargs=(cores,)) as pool:
-                futures = {pool.submit(run_job, job): job for job in queue}
+                futures = {pool.submit(runner, job): job for job in queue}
                 for future in as_completed(futures):
                     error = future.exception()
                     finish(futures[future], None if error else future.result(), error)

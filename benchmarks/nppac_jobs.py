@@ -1,0 +1,275 @@
+"""What the N-PPAC benchmarks share: methods, jobs of one task and method, demonstrations and fitted references kept on disk.
+
+A job trains one method on one task for all its members (overrides of reals, seed) and evaluates the greedy policy at every
+log point. Demonstrations and fitted references lie beside the results in the cache, named by what they were made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.jobs import pairs, rounded
+
+CURVES = (
+    "steps",
+    "episode_return",
+    "kl",
+    "value",
+    "kl_share_of_target",
+    "reference_std_p01",
+    "reference_std_p50",
+    "kl_gradient_p50",
+    "kl_gradient_p99",
+    "critic_gradient_norm",
+)
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes:
+        preset: key of `agents.PRESETS`.
+        static: overrides that select the variant.
+        reference: name and options of its reference policy, or None.
+        tuned: the real that is tuned, and the values tried; as many for every method.
+        updates_per_step: gradient updates per sample collected.
+    """
+
+    preset: str
+    static: dict[str, Any]
+    reference: tuple[str, dict[str, Any]] | None
+    tuned: tuple[str, tuple[float, ...]]
+    updates_per_step: int = 1
+
+
+def methods(
+    *, policy: str, kernel: str, sizes: tuple[int, ...], pretrain: int, fit: dict[str, Any]
+) -> dict[str, Method]:
+    """All methods, with one policy class and one network size.
+
+    Args:
+        policy: `normal` (hand) or `tanh_normal`.
+        kernel: of the Gaussian process.
+        sizes: hidden layers of all networks.
+        pretrain: updates of pre-training, and of offline learning where a method has that instead.
+        fit: `{"gp": options, "network": options}` for fitting references.
+    """
+    networks = dict(policy_sizes=sizes, critic_sizes=sizes)
+    kl = dict(policy=policy, kl="analytic" if policy == "normal" else "sampled", pretrain_updates=pretrain, **networks)
+    demonstrated = dict(demonstration_fraction=0.25, offline_updates=pretrain, **networks)
+    alphas = ("alpha", (0.01, 0.05, 0.2, 1.0))
+    rates = ("learning_rate", (1e-4, 3e-4, 1e-3, 3e-3))
+    network = fit["network"]
+
+    def nppac(reference: str, **options: Any) -> Method:
+        return Method("nppac", kl, (reference, options), alphas)
+
+    return {
+        "N-PPAC (GP)": nppac("gp_icm", kernel=kernel, **fit["gp"]),
+        "N-PPAC (network)": nppac("gaussian_network", **network),
+        "N-PPAC (network, entropy bonus)": nppac("gaussian_network", entropy_bonus=0.5, **network),
+        "N-PPAC (network, sd of 0.2)": nppac("gaussian_network", fixed_std=0.2, **network),
+        "N-PPAC (ensemble)": nppac("ensemble", **network),
+        "N-PPAC (dropout)": nppac("dropout", **network),
+        "BRAC-v": Method("brac_v", dict(policy=policy, **networks), ("gaussian_network", network), alphas),
+        "AWAC": Method("awac", demonstrated, None, ("alpha", (0.03, 0.1, 1.0 / 3.0, 1.0))),
+        "SAC": Method("sac", dict(policy=policy, **networks), None, rates),
+        "SAC from demonstrations": Method("sacfd", dict(policy=policy, **networks), None, rates),
+        "RLPD (4 updates a step)": Method("rlpd", dict(critics=4, policy_period=4, **networks), None, rates, 4),
+        "BC": Method("bc", dict(networks, pretrain_updates=2 * pretrain), None, rates),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class NppacJob:
+    """One task and method.
+
+    Attributes:
+        environment, parameters: for `envs.make`.
+        method: label.
+        preset, static, reference: see `Method`; all as JSON.
+        demonstrations: file, relative to the cache, that holds them; its name tells what it was made from.
+        settings: `LoopSettings` fields.
+        num_envs: lanes.
+        evaluation_episodes: greedy episodes at every log point.
+        evaluation_max_steps: of each.
+        members: pairs (overrides of reals as sorted pairs, seed).
+        cell: further labels of the result.
+        cache: folder.
+    """
+
+    environment: str
+    parameters: str
+    method: str
+    preset: str
+    static: str
+    reference: str
+    demonstrations: str
+    settings: tuple[tuple[str, Any], ...]
+    num_envs: int
+    evaluation_episodes: int
+    evaluation_max_steps: int
+    members: tuple[tuple[tuple[tuple[str, float], ...], int], ...]
+    cell: tuple[tuple[str, Any], ...]
+    cache: Path
+
+    @property
+    def name(self) -> str:
+        """Content hash, the file name of the result."""
+        content = dataclasses.asdict(self)
+        del content["cache"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def cost(self) -> float:
+        """Samples trained on, to start the longest first."""
+        settings = dict(self.settings)
+        return settings["total_steps"] * (1.0 + settings["reuse"]) * len(self.members)
+
+
+def make_job(
+    environment: str,
+    method_name: str,
+    method: Method,
+    *,
+    demonstrations: Path,
+    loop: dict[str, Any],
+    members: Iterable[tuple[dict[str, float], int]],
+    parameters: dict[str, Any] | None = None,
+    num_envs: int = 4,
+    evaluation: tuple[int, int] = (10, 1000),
+    **cell: Any,
+) -> NppacJob:
+    """A job; `loop` holds `total_steps`, `batch_size` and `log_points`, `members` are (overrides of reals, seed)."""
+    steps, batch = loop["total_steps"], loop["batch_size"]
+    settings = {
+        "collect_length": 100 // num_envs,
+        "rollout_length": 1,
+        "reuse": float(method.updates_per_step * batch),
+        "replay_capacity": -(-steps // 100) * 100,
+        "burn_in": 1000,
+        **loop,
+    }
+    return NppacJob(
+        environment=environment,
+        parameters=json.dumps(parameters or {}, sort_keys=True),
+        method=method_name,
+        preset=method.preset,
+        static=json.dumps(method.static, sort_keys=True),
+        reference=json.dumps(method.reference, sort_keys=True),
+        demonstrations=demonstrations.name,
+        settings=pairs(settings),
+        num_envs=num_envs,
+        evaluation_episodes=evaluation[0],
+        evaluation_max_steps=evaluation[1],
+        members=tuple((pairs(reals), seed) for reals, seed in members),
+        cell=pairs(cell),
+        cache=demonstrations.parent,
+    )
+
+
+def fitted_reference(reference: tuple[str, dict[str, Any]], demonstrations: Path, seed: int = 0) -> tuple[Any, Any]:
+    """`(apply, params)` of a reference fitted to a file of demonstrations, from the cache where it was fitted before.
+
+    Actions are demonstrated in boxes that are [-1, 1] in all tasks here, so they are canonical as they are.
+    """
+    import jax
+
+    from jaxrl_off import references
+    from jaxrl_off.data.demonstrations import load
+    from jaxrl_off.data.trees import load_tree, save_tree
+
+    name, options = reference
+    made = references.make(name, **options)
+    tag = hashlib.sha256(json.dumps([reference, seed], sort_keys=True).encode()).hexdigest()[:12]
+    path = demonstrations.with_name(f"{demonstrations.stem}-{name}-{tag}.npz")
+    if not path.exists():
+        demos = load(demonstrations)
+        params = made.fit(jax.random.key(seed), demos.observation, demos.action)
+        try:
+            save_tree(params, path)
+        except FileExistsError:  # another worker was faster; both fits are the same
+            pass
+    return made.apply, load_tree(path)
+
+
+def run_nppac_job(job: NppacJob) -> dict[str, Any]:
+    """Train and evaluate all members; returns labels, curves and times, JSON-ready."""
+    import jax
+    import numpy as np
+
+    from jaxrl_off import agents, envs
+    from jaxrl_off.agents.kl_regularised_config import wants_demonstrations
+    from jaxrl_off.data.demonstrations import load
+    from jaxrl_off.training import LoopSettings, evaluate, make_loop, plan
+
+    demonstrations_path = job.cache / job.demonstrations
+    parameters, reference = json.loads(job.parameters), json.loads(job.reference)
+    static = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(job.static).items()}
+    settings = LoopSettings(**dict(job.settings))
+    lanes = envs.make(job.environment, job.num_envs, **parameters)
+    judges = envs.make(job.environment, job.evaluation_episodes, **parameters)
+    total_updates = plan(settings, job.num_envs).total_updates
+
+    started = time.perf_counter()
+    config = agents.preset(job.preset, **static)
+    parts: dict[str, Any] = {}
+    if reference is not None:
+        parts["reference"], parts["reference_params"] = fitted_reference(tuple(reference), demonstrations_path)
+    if wants_demonstrations(config):
+        parts["demonstrations"] = load(demonstrations_path)
+    agent_of = functools.partial(agents.make, spec=lanes.spec, total_updates=total_updates, **parts)
+    fitted = time.perf_counter()
+
+    # the config is an argument, so that members share one program
+    init = jax.jit(lambda config, key: make_loop(agent_of(config), lanes, settings).init(key))
+    interval = jax.jit(lambda config, state: make_loop(agent_of(config), lanes, settings).log_interval(state))
+
+    @jax.jit
+    def judge(config: Any, agent_state: Any, key: Any) -> Any:
+        agent = agent_of(config)
+        state = agent.publish(agent_state)
+        return evaluate(agent, state, judges, key, greedy=True, max_steps=job.evaluation_max_steps)
+
+    runs = []
+    for reals, seed in job.members:
+        key = jax.random.key(seed)
+        member = agents.preset(job.preset, **static, **dict(reals))
+        member = jax.tree.map(lambda leaf: np.float32(leaf), member)
+        state = init(member, key)
+        curves: dict[str, list[Any]] = {name: [] for name in ("evaluation_steps", "evaluation", *CURVES)}
+        nonfinite = 0.0
+        for number in range(plan(settings, job.num_envs).log_points + 1):
+            if number:
+                state, metrics = interval(member, state)
+                nonfinite += float(metrics["nonfinite"])
+                for name in CURVES:
+                    curves[name].append(rounded(float(metrics.get(name, np.nan))))
+            result = judge(member, state.agent, jax.random.fold_in(key, 1000 + number))
+            curves["evaluation_steps"].append(curves["steps"][-1] if number else 0)
+            curves["evaluation"].append([rounded(float(x)) for x in result.episode_return])
+        runs.append({"reals": dict(reals), "seed": seed, "nonfinite": nonfinite, "curves": curves})
+    finished = time.perf_counter()
+    lanes.close()
+    judges.close()
+    return {
+        "environment": job.environment,
+        "parameters": parameters,
+        "method": job.method,
+        "preset": job.preset,
+        "static": json.loads(job.static),
+        "reference": reference,
+        "settings": dict(job.settings),
+        "num_envs": job.num_envs,
+        **dict(job.cell),
+        "fit_seconds": round(fitted - started, 2),
+        "run_seconds": round(finished - fitted, 2),
+        "runs": runs,
+    }
