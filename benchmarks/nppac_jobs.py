@@ -206,7 +206,6 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
     import numpy as np
 
     from jaxrl_off import agents, envs
-    from jaxrl_off.agents.kl_regularised_config import wants_demonstrations
     from jaxrl_off.data.demonstrations import load
     from jaxrl_off.training import LoopSettings, evaluate, make_loop, plan
 
@@ -223,7 +222,7 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     if reference is not None:
         parts["reference"], parts["reference_params"] = fitted_reference(tuple(reference), demonstrations_path)
-    if wants_demonstrations(config):
+    if agents.wants_demonstrations(config):
         parts["demonstrations"] = load(demonstrations_path)
     agent_of = functools.partial(agents.make, spec=lanes.spec, total_updates=total_updates, **parts)
     fitted = time.perf_counter()

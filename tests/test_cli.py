@@ -7,6 +7,10 @@ import pytest
 
 from jaxrl_off import cli
 from jaxrl_off.agents import PRESETS
+from jaxrl_off.cli import common
+from jaxrl_off.cli.collect import read_demonstrations
+from jaxrl_off.data.demonstrations import episode_returns, load
+from jaxrl_off.references import REFERENCES
 from jaxrl_off.training import REGIMES, plan
 
 TINY = (
@@ -95,7 +99,7 @@ def test_train_again_needs_resume(trained, capsys):
         (["--config", "core_size=1.5"], ["core_size must be a whole number, got '1.5'"]),
         (["--config", "separate_critic=maybe"], ["separate_critic must be true or false"]),
         (["--config", "sizes=a"], ["sizes must be whole numbers with commas between"]),
-        (["--preset", "nppac", "--env", "Pendulum-v1", "--regime", "off_policy"], ["a reference missing"]),
+        (["--preset", "nppac", "--env", "Pendulum-v1", "--regime", "off_policy"], ["name the reference policy"]),
         (["--env-parameters", "{"], ["must be a JSON object"]),
         (["--env-parameters", "[1]"], ["must be a JSON object"]),
         (["--env", "probe/action", "--env-parameters", '{"x": 1}'], ["has no parameter x"]),
@@ -116,6 +120,62 @@ def test_unknown_options_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
+
+
+OFF_POLICY = (
+    "--env Pendulum-v1 --regime off_policy --num-envs 2 --total-steps 400 --collect-length 25 --batch-size 25 --reuse 5 "
+    "--replay-capacity 400 --burn-in 100 --log-points 2 --quiet --config policy_sizes=8 critic_sizes=8 pretrain_updates=9"
+).split()
+
+
+def test_from_a_trained_agent_over_its_demonstrations_to_another(tmp_path, capsys):
+    """Train, collect from the run, and learn from what was collected, all by commands."""
+    expert, recorded = tmp_path / "expert", tmp_path / "demos.npz"
+    command = ["train", "--directory", str(expert), "--preset", "sac", *OFF_POLICY[:-1], "pretrain_updates=0"]
+    assert cli.main(command) == 0
+    collect = ["collect", str(recorded), "--run", str(expert), "--episodes", "3", "--num-envs", "2"]
+    assert cli.main(collect) == 0
+    assert "steps" in capsys.readouterr().out
+    demonstrations = load(recorded)
+    assert len(episode_returns(demonstrations)) == 3
+    assert cli.main(collect) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+
+    other = tmp_path / "nppac"
+    command = ["train", "--directory", str(other), "--preset", "nppac", *OFF_POLICY, "--demonstrations", str(recorded)]
+    assert cli.main([*command, "--reference", "gp_icm", "--reference-options", '{"step": 3}']) == 2
+    assert "has no option 'step'" in capsys.readouterr().err
+    assert not other.exists()
+    command += ["--trajectories", "1", "--reference", "gp_icm", "--reference-options", '{"steps": 3}']
+    assert cli.main(command) == 0
+    assert json.loads((other / "config.json").read_text())["reference"] == "gp_icm"
+    assert cli.main(["evaluate", str(other), "--episodes", "2"]) == 0
+
+
+def test_collect_keeps_good_episodes_and_writes_minari(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    expert = tmp_path / "expert"
+    command = ["train", "--directory", str(expert), "--preset", "sac", *OFF_POLICY[:-1], "pretrain_updates=0"]
+    assert cli.main(command) == 0
+    collect = ["collect", "minari:pendulum/sac-v0", "--run", str(expert), "--episodes", "2"]
+    assert cli.main([*collect, "--min-return", "-1000"]) == 0
+    read = read_demonstrations("minari:pendulum/sac-v0", 1)
+    assert len(episode_returns(read)) == 1
+    assert episode_returns(read)[0] >= -1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.npz"], "give either --run DIRECTORY or --policy FILE"),
+        (["x.npz", "--policy", "none.npz"], "none.npz"),
+        (["x.txt", "--policy", "none.npz"], "must end in .npz or be minari:NAME-v0"),
+    ],
+)
+def test_collect_mistakes(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["collect", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_evaluate_without_a_run(tmp_path, capsys):
@@ -148,6 +208,7 @@ def test_ctrl_c_exits_with_130(tmp_path, capsys, monkeypatch):
     [
         ("presets", list(PRESETS), "paper_data_rich"),
         ("regimes", list(REGIMES), "ppo_da_one_step"),
+        ("references", list(REFERENCES), "paper_data_rich"),
         ("environments", ["Breakout-MinAtar", "CartPole-v1", "probe/discount", "tabular/random"], "paper_data_rich"),
     ],
 )
@@ -159,14 +220,14 @@ def test_list(what, names, absent, capsys):
 
 
 def test_list_survives_missing_packages(capsys, monkeypatch):
-    real = cli._registered
+    real = common.registered
 
     def registered(family):
         if family == "ale":
             raise ImportError("ale-py is not installed")
         return real(family)
 
-    monkeypatch.setattr(cli, "_registered", registered)
+    monkeypatch.setattr(common, "registered", registered)
     assert cli.main(["list", "environments"]) == 0
     assert "ale-py is not installed" in capsys.readouterr().out
 

@@ -2,8 +2,18 @@
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
 from jaxrl_off.agents.config import DivergenceAugmentedConfig
+from jaxrl_off.agents.dapg import DapgConfig, NaturalGradientState
 from jaxrl_off.agents.divergence_augmented import AgentState
-from jaxrl_off.agents.families import FAMILIES, PRESETS, check, family_of, make, preset
+from jaxrl_off.agents.families import (
+    FAMILIES,
+    PRESETS,
+    check,
+    family_of,
+    make,
+    preset,
+    wants_demonstrations,
+    wants_reference,
+)
 from jaxrl_off.agents.kl_regularised import ActorCriticState
 from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
 
@@ -15,10 +25,14 @@ __all__ = [
     "Agent",
     "AgentState",
     "Chunk",
+    "DapgConfig",
     "DivergenceAugmentedConfig",
     "KLRegularisedConfig",
+    "NaturalGradientState",
     "check",
     "family_of",
     "make",
     "preset",
+    "wants_demonstrations",
+    "wants_reference",
 ]

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrl_off.agents import config as divergence_augmented_config
-from jaxrl_off.agents import divergence_augmented, kl_regularised, kl_regularised_config
+from jaxrl_off.agents import dapg, divergence_augmented, kl_regularised, kl_regularised_config
 from jaxrl_off.agents.base import Agent
 from jaxrl_off.envs.base import EnvironmentSpec
 
@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
         divergence_augmented_config.DivergenceAugmentedConfig, divergence_augmented_config, divergence_augmented.make
     ),
     "kl_regularised": _family(kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised.make),
+    "dapg": _family(dapg.DapgConfig, dapg, dapg.make),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     name: fields for family in FAMILIES.values() for name, fields in family.presets.items()
@@ -79,6 +80,16 @@ def preset(name: str, **overrides: Any) -> Any:
         if name in family.presets:
             return family.preset(name, **overrides)
     raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+
+
+def wants_reference(config: Any) -> bool:
+    """Whether `make` wants a reference policy for this config."""
+    return getattr(config, "with_reference", False)
+
+
+def wants_demonstrations(config: Any) -> bool:
+    """Whether `make` wants demonstrations for this config."""
+    return getattr(config, "with_demonstrations", False)
 
 
 def check(config: Any) -> None:

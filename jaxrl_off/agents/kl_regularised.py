@@ -25,7 +25,6 @@ from jaxrl_off.agents.kl_regularised_config import (
     DEMONSTRATION_FIELDS,
     KLRegularisedConfig,
     check,
-    wants_demonstrations,
 )
 from jaxrl_off.agents.kl_regularised_losses import (
     ActorOutput,
@@ -85,7 +84,7 @@ def make(
         reference: `(reference_params, observation[..., O]) -> distribution` over canonical actions ([-1, 1]^D), for example
             the `apply` of a `jaxrl_off.references.Reference`. Given if and only if `with_reference`.
         reference_params: of `reference`.
-        demonstrations: given if and only if the config `wants_demonstrations`: transitions in the environment's own units,
+        demonstrations: given if and only if `config.with_demonstrations`: transitions in the environment's own units,
             arrays `observation[M, O]`, `action[M, D]`, `reward[M]`, `terminated[M]` and `next_observation[M, O]`
             (`jaxrl_off.data.demonstrations.Demonstrations`).
 
@@ -117,7 +116,7 @@ def make(
             "fit together. Fit a `jaxrl_off.references.Reference` to demonstrations and pass its `apply` as `reference` and "
             "what `fit` returned as `reference_params`, or set with_reference=False (SAC)."
         )
-    if (demonstrations is not None) != wants_demonstrations(config):
+    if (demonstrations is not None) != config.with_demonstrations:
         uses = ", ".join(f"{name}={getattr(config, name)}" for name in DEMONSTRATION_FIELDS)
         raise ValueError(
             f"{uses} and demonstrations {'given' if demonstrations is not None else 'missing'} do not fit together; give "

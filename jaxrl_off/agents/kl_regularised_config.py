@@ -109,6 +109,11 @@ class KLRegularisedConfig:
     kl_clip: float = math.inf
     max_grad_norm: float = math.inf
 
+    @property
+    def with_demonstrations(self) -> bool:
+        """Whether an agent of this config is made with demonstrations."""
+        return any(getattr(self, name) > 0 for name in DEMONSTRATION_FIELDS)
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "sac": dict(with_reference=False, temperature="entropy", alpha=1.0, initial_actions="uniform"),
@@ -190,11 +195,6 @@ def preset(name: str, **overrides: Any) -> KLRegularisedConfig:
     config = build(KLRegularisedConfig, PRESETS, name, overrides)
     check(config)
     return config
-
-
-def wants_demonstrations(config: KLRegularisedConfig) -> bool:
-    """Whether an agent of this config is made with demonstrations."""
-    return any(getattr(config, name) > 0 for name in DEMONSTRATION_FIELDS)
 
 
 def check(config: KLRegularisedConfig) -> None:

@@ -1,6 +1,7 @@
 """Training loops: pure `train(config, key)` for notebooks, and `run` with files, progress and exact resume."""
 
 from jaxrl_off.training.checkpoints import CheckpointError
+from jaxrl_off.training.collect import collect, policy_of, policy_of_file
 from jaxrl_off.training.evaluation import Evaluation, evaluate, summarise_evaluation
 from jaxrl_off.training.on_policy import (
     Loop,
@@ -30,11 +31,14 @@ __all__ = [
     "TrainResult",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "collect",
     "evaluate",
     "load_run",
     "make_loop",
     "make_train",
     "plan",
+    "policy_of",
+    "policy_of_file",
     "regime",
     "run",
     "stack_configs",

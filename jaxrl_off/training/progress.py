@@ -100,3 +100,29 @@ def display(counts: Plan, start: int, label: str) -> Iterator[Callable[[int, Row
     with Progress(*columns) as bar:
         task = bar.add_task(label, total=counts.log_points, completed=start, text="compiling")
         yield lambda number, row: bar.update(task, completed=number, text=describe(row))
+
+
+@contextmanager
+def fitting(label: str) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """Progress of a fit: a bar on a terminal, otherwise a line for every tenth; gives the `progress` of `Reference.fit`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def describe(metrics: dict[str, float]) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+    if not Console().is_terminal:
+        tenths = 0
+
+        def print_line(step: int, total: int, metrics: dict[str, float]) -> None:
+            nonlocal tenths
+            if 10 * step // total > tenths:
+                tenths = 10 * step // total
+                print(f"{label}  {step:,}/{total:,}  {describe(metrics)}", flush=True)
+
+        yield print_line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(label, total=None, text="compiling")
+        yield lambda step, total, metrics: bar.update(task, completed=step, total=total, text=describe(metrics))

@@ -79,6 +79,19 @@ REGIMES: dict[str, Regime] = {
         "One update of 256 samples per sample collected, as SAC and N-PPAC; everything collected is kept. Lanes and lengths "
         "are ours.",
     ),
+    "npg": Regime(
+        16,
+        LoopSettings(
+            total_steps=1_000_000,
+            collect_length=200,
+            rollout_length=200,
+            batch_size=3200,
+            reuse=1.0,
+            replay_capacity=0,
+        ),
+        "Fresh data and one update of all of it, as natural policy gradients (npg, dapg): 16 lanes of 200 steps. The authors "
+        "of DAPG take 200 trajectories of up to 200 steps in each of 100 iterations.",
+    ),
     "paper_data_scarce": Regime(
         16,
         _PAPER,

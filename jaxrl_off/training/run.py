@@ -20,8 +20,9 @@ import jax.numpy as jnp
 
 from jaxrl_off import agents, envs
 from jaxrl_off.agents.base import Agent
+from jaxrl_off.data.demonstrations import Demonstrations
 from jaxrl_off.envs.base import Environment
-from jaxrl_off.training import checkpoints
+from jaxrl_off.training import checkpoints, demonstrated
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.evaluation import COLUMNS as EVALUATION_COLUMNS
 from jaxrl_off.training.evaluation import evaluate, summarise_evaluation
@@ -91,6 +92,10 @@ def run(
     num_envs: int,
     seed: int = 0,
     environment_parameters: dict[str, Any] | None = None,
+    demonstrations: Demonstrations | None = None,
+    repair_demonstrations: bool = False,
+    reference: str | None = None,
+    reference_options: dict[str, Any] | None = None,
     preset_name: str | None = None,
     checkpoint_every: int = 5,
     evaluate_every: int = 0,
@@ -102,10 +107,10 @@ def run(
 ) -> RunResult:
     """Train an agent, keeping everything in a directory.
 
-    Files: `config.json` (written first), `metrics.jsonl` and `metrics.csv` (a row per log interval: `summarise`'s
-    columns, `seconds` since the start with interruptions left out, and `summarise_evaluation`'s if asked for),
-    `checkpoints/`, and `tensorboard/` if asked for. Ctrl-C finishes the log interval, saves a checkpoint and raises;
-    twice stops at once.
+    Files: `config.json` (written first), `reference.npz` and `demonstrations.npz` (where there are such; see
+    `training.demonstrated`), `metrics.jsonl` and `metrics.csv` (a row per log interval: `summarise`'s columns, `seconds`
+    since the start with interruptions left out, and `summarise_evaluation`'s if asked for), `checkpoints/`, and
+    `tensorboard/` if asked for. Ctrl-C finishes the log interval, saves a checkpoint and raises; twice stops at once.
 
     Args:
         preset_or_config: a key of `agents.PRESETS`, or a config with plain numbers.
@@ -115,6 +120,12 @@ def run(
         num_envs: lanes.
         seed: of everything random; up to rounding, the run is that of `make_train` with `jax.random.key(seed)`.
         environment_parameters: for `envs.make`; must be JSON-able.
+        demonstrations: for agents that learn from them or have a reference policy; refused if `data.demonstrations.check`
+            refuses them.
+        repair_demonstrations: repair what it can repair instead: mark cut trajectories as truncated, clip actions.
+        reference: key of `references.REFERENCES`, for agents with a reference policy. It is fitted to the demonstrations
+            before anything else (not again on a resume) and kept in `reference.npz`.
+        reference_options: of its constructor; must be JSON-able.
         preset_name: a label for `config.json` where a config is given.
         checkpoint_every: log intervals between checkpoints; the end always gets one. The last two are kept.
         evaluate_every: log intervals between evaluations of the learner's newest parameters (actions are sampled); the
@@ -160,6 +171,7 @@ def run(
         "family": agents.family_of(config),
         "config": dataclasses.asdict(config),
         "settings": dataclasses.asdict(settings),
+        **demonstrated.describe(config, demonstrations, repair_demonstrations, reference, reference_options),
         "evaluate_every": evaluate_every,
         "evaluation_episodes": evaluation_episodes,
         "evaluation_max_steps": evaluation_max_steps,
@@ -172,7 +184,11 @@ def run(
     environment = envs.make(environment_name, num_envs, **identity["environment_parameters"])
     evaluator = None
     try:
-        agent = agents.make(config, environment.spec, total_updates=counts.total_updates)
+        demonstrations = demonstrated.checked(config, identity, environment.spec, demonstrations)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_whole(directory / CONFIG_NAME, text)
+        parts = demonstrated.prepare(directory, config, identity, environment.spec, demonstrations, progress=progress)
+        agent = agents.make(config, environment.spec, total_updates=counts.total_updates, **parts)
         loop = make_loop(agent, environment, settings)
         start, state = _begin(directory, loop, agent, environment, identity, resume)
         if start == counts.log_points:
@@ -180,8 +196,6 @@ def run(
             return RunResult(state, read_last_row(directory) or {}, directory)
         if evaluate_every:
             evaluator = _Evaluator(agent, identity)
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_whole(directory / CONFIG_NAME, text)
         with MetricsWriters(directory, keep_rows=start, tensorboard=tensorboard) as writers:
             shown = display(counts, start, environment_name) if progress else nullcontext(lambda number, row: None)
             before = read_last_row(directory) if start else None
@@ -243,7 +257,8 @@ def load_run(directory: str | Path) -> LoadedRun:
     )
     try:
         counts = plan(settings, environment.num_envs)
-        agent = agents.make(config, environment.spec, total_updates=counts.total_updates)
+        parts = demonstrated.kept(directory, config, identity)
+        agent = agents.make(config, environment.spec, total_updates=counts.total_updates, **parts)
         like = jax.eval_shape(make_loop(agent, environment, settings).init, jax.random.key(0))
         restored = checkpoints.restore(directory, like, identity, pure=environment.pure)
     finally:
@@ -303,7 +318,8 @@ def _check_directory(directory: Path, identity: dict[str, Any], resume: bool) ->
     """Refuse to touch another run."""
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory} is a file; give a directory.")
-    taken = [name for name in (CONFIG_NAME, JSONL_NAME, CSV_NAME, checkpoints.FOLDER) if (directory / name).exists()]
+    names = (CONFIG_NAME, JSONL_NAME, CSV_NAME, checkpoints.FOLDER, *demonstrated.NAMES)
+    taken = [name for name in names if (directory / name).exists()]
     if not resume:
         if taken:
             raise FileExistsError(
@@ -381,7 +397,9 @@ def _to_json(description: dict[str, Any]) -> str:
     try:
         return json.dumps(description, indent=2)
     except TypeError as error:
-        raise ValueError(f"environment_parameters must be JSON-able (numbers, strings, lists): {error}") from error
+        raise ValueError(
+            f"environment_parameters and reference_options must be JSON-able (numbers, strings, lists): {error}"
+        ) from error
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jaxrl_off import envs, references
 from jaxrl_off.agents import kl_regularised, kl_regularised_config
 from jaxrl_off.agents.kl_regularised import make
-from jaxrl_off.agents.kl_regularised_config import PRESETS, KLRegularisedConfig, preset, wants_demonstrations
+from jaxrl_off.agents.kl_regularised_config import PRESETS, KLRegularisedConfig, preset
 from jaxrl_off.agents.kl_regularised_losses import kl_to_reference
 from jaxrl_off.distributions import DiagonalNormal, TanhNormal
 from jaxrl_off.envs.base import continuous_space, from_canonical, to_canonical
@@ -524,7 +524,7 @@ def test_every_preset_makes_finite_updates(name):
     config = preset(name, **(SMALL | dict(policy_period=1)))
     config = dataclasses.replace(config, offline_updates=min(config.offline_updates, 2))
     parts = dict(reference=reference, reference_params=-1.0) if config.with_reference else {}
-    demonstrations = demonstrations_of() if wants_demonstrations(config) else None
+    demonstrations = demonstrations_of() if config.with_demonstrations else None
     agent = make(config, SPEC, total_updates=10, demonstrations=demonstrations, **parts)
     state = agent.init(jax.random.key(0))
     batch = batch_of() if config.with_reference else batch_of()._replace(reference=(), next_reference=())

@@ -1,0 +1,38 @@
+"""The command line: `jaxrl-off train | evaluate | collect | list | reproduce`."""
+
+from __future__ import annotations
+
+import sys
+
+import tyro
+
+from jaxrl_off.cli.collect import Collect, collect
+from jaxrl_off.cli.listing import List, Reproduce, list_choices, reproduce
+from jaxrl_off.cli.training import Evaluate, Train, evaluate, train
+
+# jax is imported by the commands that need it, so that `--help` answers at once
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `jaxrl-off`.
+
+    Args:
+        arguments: of the command line; those of the process if None.
+
+    Returns:
+        Exit code: 0, 2 for mistakes in what was asked (told in one message), 130 after Ctrl-C. `reproduce` hands on the
+        code of its script.
+    """
+    commands = {"train": Train, "evaluate": Evaluate, "collect": Collect, "list": List, "reproduce": Reproduce}
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        commands, args=arguments, prog="jaxrl-off", description="Learn from, and judge policies with, off-policy data."
+    )
+    handlers = {Train: train, Evaluate: evaluate, Collect: collect, List: list_choices, Reproduce: reproduce}
+    try:
+        return handlers[type(chosen)](chosen)
+    except (ValueError, ImportError, ArithmeticError, OSError) as error:
+        print(f"jaxrl-off: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        print(f"jaxrl-off: {interruption or 'stopped.'}", file=sys.stderr)
+        return 130

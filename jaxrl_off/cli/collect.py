@@ -1,0 +1,130 @@
+"""`jaxrl-off collect`: demonstrations from a trained agent or a policy file; and how the other commands read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from jaxrl_off.cli.common import check_environment, json_object, table
+
+if TYPE_CHECKING:
+    from jaxrl_off.data.demonstrations import Demonstrations
+
+
+@dataclasses.dataclass
+class Collect:
+    """Record demonstrations from the agent of a run, or from a policy file, in whole episodes.
+
+    Written are `NAME.npz` files or, for `minari:NAME-v0`, Minari data sets; nothing is overwritten.
+    """
+
+    output: tyro.conf.Positional[str]
+    """Where to: a path that ends in .npz, or minari:NAME-v0."""
+    run: Path | None = None
+    """Directory of the run whose agent acts."""
+    policy: Path | None = None
+    """Policy file (.npz) that acts instead; then --env says where."""
+    env: str | None = None
+    """Environment: see `jaxrl-off list environments`; by default that of the run."""
+    env_parameters: str | None = None
+    """Parameters of the environment as JSON; by default those of the run."""
+    episodes: int = 25
+    """Whole episodes to record."""
+    num_envs: int = 5
+    """Lanes side by side."""
+    greedy: bool = False
+    """The most probable actions of an agent instead of sampled ones; a policy file without its noise."""
+    min_return: float | None = None
+    """Keep only episodes that earn at least this much, and record until there are enough."""
+    max_steps: int = 27_000
+    """Steps of each lane after which recording is given up."""
+    seed: int = 0
+    """Of the episodes."""
+
+
+def collect(options: Collect) -> int:
+    """Run the command."""
+    import jax
+
+    from jaxrl_off import envs, training
+    from jaxrl_off.data.demonstrations import episode_returns, save
+    from jaxrl_off.data.policy_files import load_policy
+
+    if (options.run is None) == (options.policy is None):
+        raise ValueError("give either --run DIRECTORY or --policy FILE.")
+    dataset = _minari_name(options.output)
+    if dataset is None and not options.output.endswith(".npz"):
+        raise ValueError(f"the output must end in .npz or be minari:NAME-v0, got {options.output!r}.")
+    if dataset is None and Path(options.output).exists():
+        raise ValueError(f"{options.output} exists and is not overwritten; give another name.")
+    name, parameters = options.env, {}
+    if options.run is not None:
+        loaded = training.load_run(options.run)
+        acting = training.policy_of(loaded.agent, loaded.agent.publish(loaded.agent_state), greedy=options.greedy)
+        name = name or loaded.description["environment"]
+        parameters = loaded.description["environment_parameters"]
+    else:
+        acting = training.policy_of_file(load_policy(options.policy), noise=0.0 if options.greedy else 1.0)
+    if name is None:
+        raise ValueError("a policy file does not say where it acts: give --env.")
+    check_environment(name)
+    if options.env_parameters is not None:
+        parameters = json_object("--env-parameters", options.env_parameters)
+    lanes = envs.make(name, min(options.num_envs, options.episodes), **parameters)
+    least = options.min_return
+    try:
+        demonstrations = training.collect(
+            acting,
+            lanes,
+            jax.random.key(options.seed),
+            episodes=options.episodes,
+            max_steps=options.max_steps,
+            keep=None if least is None else lambda episode_return, length: episode_return >= least,
+        )
+    finally:
+        lanes.close()
+    if dataset is None:
+        save(demonstrations, options.output)
+    else:
+        from jaxrl_off.data.minari_files import to_minari
+
+        source = f"the run {options.run}" if options.run is not None else f"the policy file {options.policy}"
+        actions = "greedy" if options.greedy else "sampled"
+        to_minari(demonstrations, dataset, lanes.spec, description=f"{name}, {actions} actions of {source}")
+    returns = episode_returns(demonstrations)
+    rows = [
+        ("episodes", str(len(returns))),
+        ("steps", f"{len(demonstrations.episode):,}"),
+        ("return, mean", f"{returns.mean():.6g}"),
+        ("return, least and most", f"{returns.min():.6g} to {returns.max():.6g}"),
+    ]
+    table(f"{name}: {options.output}", ("recorded", ""), rows)
+    return 0
+
+
+def read_demonstrations(source: str | None, trajectories: int | None) -> Demonstrations | None:
+    """Demonstrations as options name them, the first so many trajectories of them.
+
+    Args:
+        source: a path of `data.demonstrations.load`, or `minari:ID`.
+        trajectories: how many; None for all.
+    """
+    if source is None:
+        if trajectories is not None:
+            raise ValueError("--trajectories goes with --demonstrations.")
+        return None
+    from jaxrl_off.data.demonstrations import load, subset
+    from jaxrl_off.data.minari_files import from_minari
+
+    dataset = _minari_name(source)
+    demonstrations: Any = load(source) if dataset is None else from_minari(dataset)
+    return demonstrations if trajectories is None else subset(demonstrations, number=trajectories)
+
+
+def _minari_name(text: str) -> str | None:
+    match = re.fullmatch(r"minari:(.+)", text)
+    return match[1] if match else None
