@@ -175,16 +175,23 @@ def make_job(
     )
 
 
-def fitted_reference(reference: tuple[str, dict[str, Any]], demonstrations: Path, seed: int = 0) -> tuple[Any, Any]:
+def fitted_reference(
+    reference: tuple[str, dict[str, Any]], demonstrations: Path, space: Any, seed: int = 0
+) -> tuple[Any, Any]:
     """`(apply, params)` of a reference fitted to a file of demonstrations, from the cache where it was fitted before.
 
-    Actions are demonstrated in boxes that are [-1, 1] in all tasks here, so they are canonical as they are.
+    Args:
+        reference: name and options.
+        demonstrations: the file.
+        space: of the actions.
+        seed: of the fit.
     """
     import jax
 
     from jaxrl_off import references
     from jaxrl_off.data.demonstrations import load
     from jaxrl_off.data.trees import load_tree, save_tree
+    from jaxrl_off.envs.base import to_canonical
 
     name, options = reference
     made = references.make(name, **options)
@@ -192,7 +199,7 @@ def fitted_reference(reference: tuple[str, dict[str, Any]], demonstrations: Path
     path = demonstrations.with_name(f"{demonstrations.stem}-{name}-{tag}.npz")
     if not path.exists():
         demos = load(demonstrations)
-        params = made.fit(jax.random.key(seed), demos.observation, demos.action)
+        params = made.fit(jax.random.key(seed), demos.observation, to_canonical(space, demos.action))
         try:
             save_tree(params, path)
         except FileExistsError:  # another worker was faster; both fits are the same
@@ -221,11 +228,12 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
     config = agents.preset(job.preset, **static)
     parts: dict[str, Any] = {}
     if reference is not None:
-        parts["reference"], parts["reference_params"] = fitted_reference(tuple(reference), demonstrations_path)
+        fitted = fitted_reference(tuple(reference), demonstrations_path, lanes.spec.action_space)
+        parts["reference"], parts["reference_params"] = fitted
     if agents.wants_demonstrations(config):
         parts["demonstrations"] = load(demonstrations_path)
     agent_of = functools.partial(agents.make, spec=lanes.spec, total_updates=total_updates, **parts)
-    fitted = time.perf_counter()
+    ready = time.perf_counter()
 
     # the config is an argument, so that members share one program
     init = jax.jit(lambda config, key: make_loop(agent_of(config), lanes, settings).init(key))
@@ -268,7 +276,102 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
         "settings": dict(job.settings),
         "num_envs": job.num_envs,
         **dict(job.cell),
-        "fit_seconds": round(fitted - started, 2),
-        "run_seconds": round(finished - fitted, 2),
+        "fit_seconds": round(ready - started, 2),
+        "run_seconds": round(finished - ready, 2),
         "runs": runs,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertJob:
+    """An expert of our own: SAC on the task's dense reward, and demonstrations of it with its exploration noise.
+
+    Attributes:
+        environment, parameters: for `envs.make`.
+        steps: samples that it is trained on, an update for each.
+        sizes: of its networks.
+        episodes: demonstrated.
+        every: keep every so-many-th step of them.
+        cache: folder that the demonstrations are written to.
+    """
+
+    environment: str
+    parameters: str
+    steps: int
+    sizes: tuple[int, ...]
+    episodes: int
+    every: int
+    cache: Path
+
+    @property
+    def name(self) -> str:
+        """Content hash, the file name of the result."""
+        content = dataclasses.asdict(self)
+        del content["cache"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def cost(self) -> float:
+        """Samples, to start the longest first."""
+        return float(self.steps)
+
+    @property
+    def method(self) -> str:
+        """Label of failures."""
+        return "the expert (SAC)"
+
+    @property
+    def demonstrations(self) -> Path:
+        """The file that it writes."""
+        return self.cache / f"demonstrations-{self.name}.npz"
+
+
+def run_expert_job(job: ExpertJob) -> dict[str, Any]:
+    """Train the expert, write its demonstrations, and say what they earn."""
+    import jax
+
+    from jaxrl_off import agents, envs
+    from jaxrl_off.data.demonstrations import episode_returns, save, subsample
+    from jaxrl_off.envs.base import from_canonical
+    from jaxrl_off.training import LoopSettings, collect, make_train, policy_of
+
+    lanes = envs.make(job.environment, 4, **json.loads(job.parameters))
+    settings = LoopSettings(
+        total_steps=job.steps,
+        collect_length=25,
+        rollout_length=1,
+        batch_size=128,
+        reuse=128.0,
+        replay_capacity=job.steps,
+        burn_in=1000,
+        log_points=10,
+    )
+    config = agents.preset(
+        "sac", policy_sizes=job.sizes, critic_sizes=job.sizes, learning_rate=1e-3, critic_learning_rate=1e-3
+    )
+    started = time.perf_counter()
+    result = jax.jit(make_train(agents.make, lanes, settings))(config, jax.random.key(7))
+    agent = agents.make(config, lanes.spec, total_updates=1)
+    act = policy_of(agent, agent.publish(result.state.agent), greedy=False)
+    demonstrations = collect(act, lanes, jax.random.key(8), episodes=job.episodes)
+    space = lanes.spec.action_space
+
+    def at_random(key: Any, observation: Any) -> Any:
+        shape = (len(observation), len(space.low))
+        return from_canonical(space, jax.random.uniform(key, shape, minval=-1.0))
+
+    random = collect(at_random, lanes, jax.random.key(9), episodes=20)
+    lanes.close()
+    returns = episode_returns(demonstrations)
+    save(subsample(demonstrations, job.every), job.demonstrations, overwrite=True)
+    return {
+        "environment": job.environment,
+        "steps": job.steps,
+        "episodes": job.episodes,
+        "every": job.every,
+        "demonstrated_steps": len(demonstrations.episode) // job.every,
+        "returns": [rounded(float(x)) for x in returns],
+        "random_returns": [rounded(float(x)) for x in episode_returns(random)],
+        "training_returns": [rounded(float(x)) for x in result.metrics["episode_return"]],
+        "seconds": round(time.perf_counter() - started, 1),
     }

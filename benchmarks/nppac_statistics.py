@@ -11,22 +11,29 @@ from benchmarks.statistics import bootstrap_interval
 OURS = "N-PPAC (GP)"
 
 
-def curve_of(run: dict[str, Any], content_kind: str, scale: float = 1.0) -> np.ndarray:
-    """Score at every log point, the start first: share of episodes with a success, or mean return over `scale`."""
+def curve_of(run: dict[str, Any], scale: list[float] | None = None) -> np.ndarray:
+    """Score at every log point, the start first.
+
+    Args:
+        run: of a job.
+        scale: returns of a random policy and of the demonstrations, which become 0 and 1; None for the share of episodes
+            with a success under the 0/1 reward.
+    """
     episodes = [[value for value in point if value is not None] for point in run["curves"]["evaluation"]]
-    if content_kind == "success":
+    if scale is None:
         return np.array([np.mean([value > 0.5 for value in point]) if point else 0.0 for point in episodes])
-    return np.array([np.mean(point) / scale if point else 0.0 for point in episodes])
+    low, high = scale
+    return np.array([(np.mean(point) - low) / (high - low) if point else 0.0 for point in episodes])
 
 
-def scores_of(run: dict[str, Any], kind: str, scale: float = 1.0) -> dict[str, float]:
+def scores_of(run: dict[str, Any], scale: list[float] | None = None) -> dict[str, float]:
     """`start` (before the first step), `area` (mean over the log points after it) and `final` (mean of the last two)."""
-    curve = curve_of(run, kind, scale)
+    curve = curve_of(run, scale)
     return {"start": curve[0], "area": float(np.mean(curve[1:])), "final": float(np.mean(curve[-2:]))}
 
 
 def choose(
-    tuning: list[dict[str, Any]], names: tuple[str, ...], kind: str = "success", scales: dict[str, float] | None = None
+    tuning: list[dict[str, Any]], names: tuple[str, ...], scales: dict[str, list[float]] | None = None
 ) -> dict[str, dict[str, float]]:
     """Setting of each method with the highest mean area over tuning tasks and seeds; its preset's own without tuning."""
     chosen: dict[str, dict[str, float]] = {name: {} for name in names}
@@ -34,7 +41,7 @@ def choose(
     for result in tuning:
         for run in result["runs"]:
             setting = tuple(sorted(run["reals"].items()))
-            score = scores_of(run, kind, (scales or {}).get(result["task"], 1.0))["area"]
+            score = scores_of(run, (scales or {}).get(result["task"]))["area"]
             table.setdefault(result["method"], {}).setdefault(setting, []).append(score)
     for name, settings in table.items():
         chosen[name] = dict(max(settings, key=lambda setting: np.mean(settings[setting])))
@@ -50,14 +57,11 @@ def iqm(samples: list[np.ndarray]) -> float:
 
 def summarise(content: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each method: scores by task, interquartile means with 95 % intervals, and diagnostics of the KL."""
-    kind = content.get("score", "success")
     scales = content.get("scales", {})
     rows = []
     for name in content["sizes"]["methods"]:
         results = [result for result in content["final"] if result["method"] == name]
-        scores = [
-            [scores_of(run, kind, scales.get(result["task"], 1.0)) for run in result["runs"]] for result in results
-        ]
+        scores = [[scores_of(run, scales.get(result["task"])) for run in result["runs"]] for result in results]
         row: dict[str, Any] = {"method": name, "chosen": content["chosen"][name]}
         for what in ("start", "area", "final"):
             samples = [np.array([score[what] for score in task]) for task in scores]
@@ -78,11 +82,11 @@ def summarise(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
     """GP minus every other method, in area and final score: mean difference with its 95 % interval (bootstrap over seeds)."""
-    kind, scales = content.get("score", "success"), content.get("scales", {})
+    scales = content.get("scales", {})
 
     def samples(name: str, what: str) -> list[np.ndarray]:
         return [
-            np.array([scores_of(run, kind, scales.get(result["task"], 1.0))[what] for run in result["runs"]])
+            np.array([scores_of(run, scales.get(result["task"]))[what] for run in result["runs"]])
             for result in content["final"]
             if result["method"] == name
         ]
@@ -129,11 +133,60 @@ def table_of(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def print_table(content: dict[str, Any]) -> None:
     """The main table on the terminal."""
+    _print(f"{content['benchmark']}, preset {content['preset']}", *table_of(content))
+
+
+def calibration_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Standard deviation of each reference by distance from the data, mean over fits with its range, and far over on data."""
+    states = content["calibration"][0]["states"]
+    header = ["demonstrations", "reference", *(f"sd, {name}" for name in states), "far / on data", "log-lik., held out"]
+    lines = []
+    for result in content["calibration"]:
+        std = np.array([seed["std"] for seed in result["seeds"]], float)
+        ratio = std[:, -1] / std[:, 0]
+        likelihood = np.mean([seed["log_likelihood"][states.index("held out")] for seed in result["seeds"]])
+        lines.append(
+            [
+                result["environment"],
+                result["method"],
+                *(f"{value:.3g}" for value in std.mean(axis=0)),
+                f"{ratio.mean():.2f} [{ratio.min():.2f}, {ratio.max():.2f}]",
+                f"{likelihood:.2f}",
+            ]
+        )
+    return header, lines
+
+
+def gradient_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Gradient of the KL in training on Pendulum, and returns: fixed standard deviations, then fitted references."""
+    header = ["reference", "median gradient at first", "largest p99 of the gradient", "return at the end", "seeds"]
+    lines = []
+    for result in content["sweep"] + content["fitted"]:
+        runs = [run["curves"] for run in result["runs"]]
+        first = np.mean([run["kl_gradient_p50"][0] for run in runs])
+        largest = np.median([np.max(run["kl_gradient_p99"]) for run in runs])
+        finals = np.array([np.mean([x for point in run["evaluation"][-2:] for x in point]) for run in runs])
+        error = finals.std(ddof=1) / np.sqrt(len(finals)) if len(finals) > 1 else 0.0
+        lines.append(
+            [result["method"], f"{first:.3g}", f"{largest:.3g}", f"{finals.mean():.0f} ± {error:.0f}", str(len(runs))]
+        )
+    return header, lines
+
+
+def print_pathology(content: dict[str, Any]) -> None:
+    """Both tables on the terminal."""
+    for title, (header, lines) in (
+        ("calibration", calibration_table(content)),
+        ("Pendulum", gradient_table(content)),
+    ):
+        _print(f"{content['benchmark']}, preset {content['preset']}: {title}", header, lines)
+
+
+def _print(title: str, header: list[str], lines: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    header, lines = table_of(content)
-    table = Table(title=f"{content['benchmark']}, preset {content['preset']}")
+    table = Table(title=title)
     for column in header:
         table.add_column(column, overflow="fold")
     for line in lines:

@@ -151,12 +151,13 @@ def make(
             alpha_optimiser=adam.init(log_alpha),
             prior_optimiser=clipped_adam.init(prior_params),
             updates=jnp.zeros((), jnp.int32),
-            reference=jax.tree.map(jnp.asarray, reference_params),
+            # behind a barrier, or XLA spends its compile time on folding what is computed from constants
+            reference=jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, reference_params)),
             demonstrations=(),
         )
         if demonstrations is None:
             return state
-        stored = _stored_demonstrations(demonstrations, space, lambda x: reference_of(reference_params, x))
+        stored = _stored_demonstrations(demonstrations, space, lambda x: reference_of(state.reference, x))
         state = _prepared(state, jax.random.fold_in(key, 3), stored)
         return state._replace(demonstrations=stored) if config.demonstration_fraction > 0 else state
 

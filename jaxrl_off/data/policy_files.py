@@ -99,3 +99,23 @@ def load_policy(path: str | Path) -> FilePolicy:
         noise_std=jnp.exp(values["log_std"]),
         **{key: values[key] for key in _SHIFTS if key != "log_std"},
     )
+
+
+def save_policy(policy: FilePolicy, path: str | Path) -> Path:
+    """Write a policy file that `load_policy` reads back.
+
+    Raises:
+        FileExistsError: if there is such a file; nothing is overwritten.
+        ValueError: if the path does not end in `.npz`.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"a policy file ends in .npz, got {path}.")
+    if path.exists():
+        raise FileExistsError(f"{path} exists; give another path, or remove it first.")
+    arrays = {f"{letter}{i}": x for i, layer in enumerate(policy.layers) for letter, x in zip("wb", layer, strict=True)}
+    arrays |= {key: getattr(policy, key) for key in _SHIFTS if key != "log_std"}
+    arrays["log_std"] = jnp.log(policy.noise_std)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{key: np.asarray(value, np.float32) for key, value in arrays.items()})
+    return path

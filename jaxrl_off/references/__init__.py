@@ -7,6 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxrl_off.references.base import Progress, Reference
+from jaxrl_off.references.calibration import (
+    Calibration,
+    PrincipalPlane,
+    calibrate,
+    on_plane,
+    plot_calibration,
+    principal_plane,
+)
 from jaxrl_off.references.ensemble import dropout, ensemble
 from jaxrl_off.references.gaussian_process import gp_icm, gp_independent, gp_sparse
 from jaxrl_off.references.network import gaussian_network
@@ -47,9 +55,12 @@ def make(name: str, **options: Any) -> Reference:
 
 __all__ = [
     "REFERENCES",
+    "Calibration",
+    "PrincipalPlane",
     "Progress",
     "Reference",
     "Uniform",
+    "calibrate",
     "dropout",
     "ensemble",
     "gaussian_network",
@@ -57,5 +68,8 @@ __all__ = [
     "gp_independent",
     "gp_sparse",
     "make",
+    "on_plane",
+    "plot_calibration",
+    "principal_plane",
     "uniform",
 ]

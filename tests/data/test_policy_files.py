@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.data.policy_files import load_policy
+from jaxrl_off.data.policy_files import load_policy, save_policy
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "nppac"
 
@@ -85,3 +85,15 @@ def test_published_experts(task, sizes):
     observation = np.random.default_rng(2).normal(size=sizes[0])
     assert policy.noise_std.shape == (sizes[1],)
     np.testing.assert_allclose(policy(jnp.asarray(observation)), by_hand(given, observation), rtol=1e-3, atol=1e-3)
+
+
+def test_a_policy_survives_a_file(tmp_path):
+    np.savez(tmp_path / "policy.npz", **arrays())
+    policy = load_policy(tmp_path / "policy.npz")
+    again = load_policy(save_policy(policy, tmp_path / "folder" / "again.npz"))
+    for a, b in zip(jax.tree.leaves(policy), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    with pytest.raises(FileExistsError, match="give another path"):
+        save_policy(policy, tmp_path / "policy.npz")
+    with pytest.raises(ValueError, match="ends in .npz"):
+        save_policy(policy, tmp_path / "policy")

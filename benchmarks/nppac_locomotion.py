@@ -1,0 +1,245 @@
+"""N-PPAC on locomotion: expert demonstrations of our own, dense rewards, and how fast each method learns beyond them.
+
+`python -m benchmarks.nppac_locomotion --preset quick|cpu|gpu [--workers N] [--output FILE]`
+
+Experts are SAC agents trained here on the task itself (the authors' demonstrations are not to be had); demonstrations are
+recorded with their exploration noise. Scores are returns of the greedy policy, with a random policy at 0 and the mean of the
+demonstrations at 1. Every method is tuned with the same budget (four values of one parameter, on tuning seeds) and
+judged on fresh seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import provenance, run_all, write_json
+from benchmarks.nppac_jobs import ExpertJob, Method, NppacJob, make_job, methods, run_expert_job, run_nppac_job
+from benchmarks.nppac_statistics import choose, print_table
+
+# label -> name for `envs.make`, its parameters, most decisions of an episode
+TASKS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Pendulum": ("Pendulum-v1", {}, 200),
+    "HalfCheetah-v5": ("gymnasium/HalfCheetah-v5", {}, 1000),
+    "Walker2d-v5": ("gymnasium/Walker2d-v5", {}, 1000),
+    "Hopper-v5": ("gymnasium/Hopper-v5", {}, 1000),
+    "Ant-v5": ("gymnasium/Ant-v5", {}, 1000),
+    "brax halfcheetah": ("brax/halfcheetah", {}, 1000),
+    "brax walker2d": ("brax/walker2d", {}, 1000),
+    "brax ant": ("brax/ant", {}, 1000),
+    "brax hopper": ("brax/hopper", {}, 1000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Size of the benchmark."""
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    expert_steps: dict[str, int]
+    expert_sizes: tuple[int, ...]
+    demonstrations: int
+    every: int
+    steps: int
+    seeds: int
+    sizes: tuple[int, ...]
+    batch_size: int
+    pretrain: int
+    log_points: int
+    evaluation_episodes: int
+    fit: dict[str, dict[str, Any]]
+    tuning_tasks: tuple[str, ...] = ()
+    tuning_seeds: int = 0
+    tuning_steps: int = 0
+
+
+_ALL = tuple(methods(policy="tanh_normal", kernel="rbf", sizes=(), pretrain=0, fit={"gp": {}, "network": {}}))
+PRESETS = {
+    "quick": Preset(
+        tasks=("Pendulum",),
+        methods=("N-PPAC (GP)", "N-PPAC (network)", "SAC"),
+        expert_steps={"Pendulum": 12_000},
+        expert_sizes=(64, 64),
+        demonstrations=5,
+        every=1,
+        steps=4_000,
+        seeds=2,
+        sizes=(64, 64),
+        batch_size=128,
+        pretrain=2_000,
+        log_points=4,
+        evaluation_episodes=10,
+        fit={"gp": dict(fit_points=400, steps=100), "network": dict(sizes=(64, 64), steps=3000)},
+    ),
+    "cpu": Preset(
+        tasks=("HalfCheetah-v5", "Hopper-v5"),
+        methods=(
+            "N-PPAC (GP)",
+            "N-PPAC (network)",
+            "N-PPAC (network, entropy bonus)",
+            "N-PPAC (ensemble)",
+            "BRAC-v",
+            "AWAC",
+            "SAC",
+            "SAC from demonstrations",
+        ),
+        expert_steps={"HalfCheetah-v5": 60_000, "Hopper-v5": 60_000},
+        expert_sizes=(64, 64),
+        demonstrations=15,
+        every=10,
+        steps=6_000,
+        seeds=5,
+        sizes=(64, 64),
+        batch_size=128,
+        pretrain=5_000,
+        log_points=4,
+        evaluation_episodes=4,
+        fit={"gp": dict(fit_points=500, steps=150), "network": dict(sizes=(64, 64), steps=5000)},
+        tuning_tasks=("HalfCheetah-v5",),
+        tuning_seeds=1,
+        tuning_steps=4_000,
+    ),
+    "gpu": Preset(
+        tasks=tuple(TASKS)[1:],
+        methods=_ALL,
+        expert_steps={name: 1_000_000 for name in tuple(TASKS)[1:]},
+        expert_sizes=(256, 256),
+        demonstrations=15,
+        every=1,
+        steps=1_000_000,
+        seeds=10,
+        sizes=(256, 256),
+        batch_size=256,
+        pretrain=94_000,
+        log_points=50,
+        evaluation_episodes=10,
+        fit={"gp": {}, "network": {}},
+        tuning_tasks=("HalfCheetah-v5", "brax walker2d"),
+        tuning_seeds=2,
+        tuning_steps=200_000,
+    ),
+}
+
+
+def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[str, Any]:
+    """Run a preset and write its JSON; returns what was written."""
+    preset, started = PRESETS[preset_name], time.perf_counter()
+    cache.mkdir(parents=True, exist_ok=True)
+    expert_jobs = [
+        ExpertJob(
+            environment=TASKS[task][0],
+            parameters=json.dumps(TASKS[task][1]),
+            steps=preset.expert_steps[task],
+            sizes=preset.expert_sizes,
+            episodes=preset.demonstrations,
+            every=preset.every,
+            cache=cache,
+        )
+        for task in preset.tasks
+    ]
+    experts = dict(
+        zip(
+            preset.tasks,
+            run_all(expert_jobs, cache, workers=workers, title="experts", runner=run_expert_job),
+            strict=True,
+        )
+    )
+    demonstrations = {task: job.demonstrations for task, job in zip(preset.tasks, expert_jobs, strict=True)}
+    scales = {
+        task: [sum(expert[who]) / len(expert[who]) for who in ("random_returns", "returns")]
+        for task, expert in experts.items()
+    }
+    table = methods(policy="tanh_normal", kernel="rbf", sizes=preset.sizes, pretrain=preset.pretrain, fit=preset.fit)
+
+    def job(task: str, name: str, steps: int, members: list[tuple[dict[str, float], int]], stage: str) -> NppacJob:
+        environment, parameters, horizon = TASKS[task]
+        method: Method = table[name]
+        return make_job(
+            environment,
+            name,
+            method,
+            demonstrations=demonstrations[task],
+            loop={"total_steps": steps, "batch_size": preset.batch_size, "log_points": preset.log_points},
+            members=members,
+            parameters=parameters,
+            evaluation=(preset.evaluation_episodes, horizon + 1),
+            stage=stage,
+            task=task,
+        )
+
+    tuning = run_all(
+        [
+            job(
+                task,
+                name,
+                preset.tuning_steps,
+                [
+                    ({table[name].tuned[0]: v}, 1000 + s)
+                    for v in table[name].tuned[1]
+                    for s in range(preset.tuning_seeds)
+                ],
+                "tuning",
+            )
+            for task in preset.tuning_tasks
+            for name in preset.methods
+        ],
+        cache,
+        workers=workers,
+        title="tuning",
+        runner=run_nppac_job,
+    )
+    chosen = choose(tuning, preset.methods, scales)
+    final = run_all(
+        [
+            job(task, name, preset.steps, [(chosen[name], seed) for seed in range(preset.seeds)], "final")
+            for task in preset.tasks
+            for name in preset.methods
+        ],
+        cache,
+        workers=workers,
+        title="final runs",
+        runner=run_nppac_job,
+    )
+    content = {
+        "benchmark": "nppac_locomotion",
+        "preset": preset_name,
+        "provenance": provenance(),
+        "scales": scales,
+        "experts": experts,
+        "seconds": round(time.perf_counter() - started, 1),
+        "compute_seconds": round(
+            sum(r["fit_seconds"] + r["run_seconds"] for r in tuning + final)
+            + sum(expert["seconds"] for expert in experts.values()),
+            1,
+        ),
+        "sizes": dataclasses.asdict(preset),
+        "chosen": chosen,
+        "final": final,
+        "tuning": tuning,
+    }
+    write_json(output, content)
+    return content
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac_locomotion"), help="finished jobs")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    output = options.output or Path(f"results/nppac_locomotion_{options.preset}.json")
+    content = run(options.preset, workers=options.workers, cache=options.cache, output=output)
+    print_table(content)
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    main()
