@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.statistics import bootstrap_interval
+from benchmarks.statistics import bootstrap_interval, verdict
 
 OURS = "N-PPAC (GP)"
 
@@ -81,7 +81,7 @@ def summarise(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """GP minus every other method, in area and final score: mean difference with its 95 % interval (bootstrap over seeds)."""
+    """GP minus every other method, in area and final score: mean over tasks with its 95 % interval (bootstrap over seeds)."""
     scales = content.get("scales", {})
 
     def samples(name: str, what: str) -> list[np.ndarray]:
@@ -102,6 +102,7 @@ def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
         for what in ("area", "final"):
             alternating = [x for pair in zip(samples(OURS, what), samples(name, what), strict=True) for x in pair]
             row[what] = bootstrap_interval(difference, alternating)
+            row[f"{what}_verdict"] = verdict(*row[what][1:], "greater")
         rows.append(row)
     return rows
 
@@ -192,3 +193,53 @@ def _print(title: str, header: list[str], lines: list[list[str]]) -> None:
     for line in lines:
         table.add_row(*line)
     Console(width=200).print(table)
+
+
+def verdicts(content: dict[str, Any]) -> list[dict[str, str]]:
+    """The paper's statements about the pathology, from a pathology result file; each over all fits or seeds."""
+    rows = []
+    for result in content["calibration"]:
+        if result["method"] not in ("network", "GP"):
+            continue
+        std = np.array([seed["std"] for seed in result["seeds"]], float)
+        ratio = std[:, -1] / std[:, 0]
+        collapses = result["method"] == "network"
+        rows.append(
+            {
+                "statement": f"{result['environment']}: sigma_0 of the {result['method']} "
+                + (
+                    "collapses off the data (below 0.1 of that on it)"
+                    if collapses
+                    else "rises off the data (above 3 times)"
+                ),
+                "ours": f"{np.mean(ratio):.3g} times [{ratio.min():.3g}, {ratio.max():.3g}] over {len(ratio)} fits",
+                "verdict": _all_or_none(ratio < 0.1 if collapses else ratio > 3.0),
+            }
+        )
+    deviations = [float(result["method"].split("=")[1]) for result in content["sweep"]]
+    first = [np.mean([run["curves"]["kl_gradient_p50"][0] for run in result["runs"]]) for result in content["sweep"]]
+    slope = np.polyfit(np.log(deviations), np.log(first), 1)[0]
+    rows.append(
+        {
+            "statement": "the KL's gradient grows as sigma_0^-2 (median over a batch, while pi learns)",
+            "ours": f"exponent {slope:.2f} over sigma_0 of {max(deviations):g} to {min(deviations):g}",
+            "verdict": "reproduced" if abs(slope + 2.0) < 0.3 else "not reproduced",
+        }
+    )
+    largest = {
+        result["method"]: np.array([np.max(run["curves"]["kl_gradient_p99"]) for run in result["runs"]])
+        for result in content["fitted"]
+    }
+    ratio = largest["network"] / largest["GP"]
+    rows.append(
+        {
+            "statement": "p99 of the KL's gradient is at least 10 times larger for the network (Pendulum)",
+            "ours": f"{np.median(ratio):.3g} times [{ratio.min():.3g}, {ratio.max():.3g}] over {len(ratio)} seeds",
+            "verdict": _all_or_none(ratio >= 10.0),
+        }
+    )
+    return rows
+
+
+def _all_or_none(holds: np.ndarray) -> str:
+    return "reproduced" if holds.all() else "not reproduced" if not holds.any() else "undecided"

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dapo_atari import atari_row
+from benchmarks.nppac_report import learning_section, pathology_section
+from benchmarks.report_parts import figure, pyplot, table, verdict_cell, where
 from benchmarks.statistics import summarise_minatar
 
 COMMITTED = Path(__file__).parent / "results"
@@ -35,7 +34,15 @@ def write_report(results: Path) -> Path:
     contents = [
         json.loads(path.read_text()) for folder in (results, COMMITTED) for path in sorted(folder.glob("*.json"))
     ]
-    sections = {"dapo_minatar": minatar_section, "dapo_atari": atari_section, "throughput": throughput_section}
+    sections = {
+        "dapo_minatar": minatar_section,
+        "dapo_atari": atari_section,
+        "nppac_pathology": pathology_section,
+        "nppac_adroit": learning_section,
+        "nppac_locomotion": learning_section,
+        "throughput": throughput_section,
+        "throughput_kl": throughput_section,
+    }
     body = ["<h1>jaxrl_off: results</h1>"]
     for kind, section in sections.items():
         for content in contents:
@@ -45,48 +52,6 @@ def write_report(results: Path) -> Path:
     path = results / "report.html"
     path.write_text(f"{page}</head><body>{''.join(body)}</body></html>")
     return path
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    """An HTML table; cells that are already markup are tuples of one string."""
-
-    def cell(value: Any) -> str:
-        return value[0] if isinstance(value, tuple) else html.escape(str(value))
-
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
-
-
-def figure(drawing: Any, path: Path) -> str:
-    """Save a matplotlib figure as PNG and return it as an inline image."""
-    import matplotlib.pyplot as plt
-
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(drawing)
-    path.write_bytes(buffer.getvalue())
-    return f"<img alt='{path.stem}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-
-
-def where(content: dict[str, Any]) -> str:
-    """Hardware, versions, command and date of a result file."""
-    p = content["provenance"]
-    versions = ", ".join(f"{name} {version}" for name, version in p["versions"].items())
-    spent = f"; {content['compute_seconds'] / 60:.0f} process-minutes" if "compute_seconds" in content else ""
-    return (
-        f"<p class='where'><code>{html.escape(p['command'])}</code><br>{p['date']}; {html.escape(p['device'])}, "
-        f"{html.escape(p['processor'])}, {p['cores']} cores; Python {p['python']}, {versions}{spent}</p>"
-    )
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def minatar_section(content: dict[str, Any], plots: Path) -> str:
@@ -104,7 +69,7 @@ def minatar_section(content: dict[str, Any], plots: Path) -> str:
             row["claim"],
             row["paper"],
             f"{row['ours']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-            (f"<span class='{row['verdict'].split()[0]}'>{row['verdict']}</span>",),
+            verdict_cell(row["verdict"]),
         ]
         for row in summary["claims"]
     ]
@@ -160,7 +125,7 @@ def minatar_section(content: dict[str, Any], plots: Path) -> str:
 
 def minatar_curves(content: dict[str, Any]) -> Any:
     """Return (top of each pair) and KL to the behaviour policy (bottom) against samples, by regime and game."""
-    plt = _pyplot()
+    plt = pyplot()
     games = content["sizes"]["games"]
     regimes = list(dict.fromkeys(result["regime"] for result in content["final"]))
     drawing, axes = plt.subplots(
@@ -190,7 +155,7 @@ def minatar_curves(content: dict[str, Any]) -> Any:
 
 def minatar_map(rows: list[dict[str, Any]]) -> Any:
     """Relative gain of the divergence, with and without clip, over reuse and replay size; one column a learning rate."""
-    plt = _pyplot()
+    plt = pyplot()
     pairings = (("PPO+DA", "PPO"), ("DAPO (eq. 13)", "IS (no clip, no divergence)"))
     rates, reuses, capacities = (sorted({row[key] for row in rows}) for key in ("learning_rate", "reuse", "capacity"))
 
@@ -228,7 +193,7 @@ def minatar_map(rows: list[dict[str, Any]]) -> Any:
 
 def atari_section(content: dict[str, Any], plots: Path) -> str:
     """Scores and curves of an Atari result file."""
-    plt = _pyplot()
+    plt = pyplot()
     games = list(dict.fromkeys(run["game"] for run in content["runs"]))
     drawing, axes = plt.subplots(1, len(games), figsize=(5 * len(games), 3.6), squeeze=False)
     for run in content["runs"]:
@@ -269,7 +234,9 @@ def atari_section(content: dict[str, Any], plots: Path) -> str:
 def throughput_section(content: dict[str, Any], plots: Path) -> str:
     """Speed against peers."""
     del plots
-    return "<h2>Throughput</h2>" + where(content) + table(content["header"], content["rows"])
+    subjects = {"throughput": "PPO", "throughput_kl": "the KL-regularised actor-critic and its Gaussian process"}
+    title = f"<h2>Throughput of {subjects[content['benchmark']]}</h2>"
+    return title + where(content) + table(content["header"], content["rows"])
 
 
 def main() -> None:

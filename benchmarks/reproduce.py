@@ -13,13 +13,18 @@ import importlib
 import time
 from pathlib import Path
 
-# paper -> preset -> modules whose `main` runs it
+# paper -> preset -> modules whose `main` runs it; `gpu` holds the paper's own sizes where there is no `paper`
 PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
     "dapo": {
         "quick": ("benchmarks.dapo_minatar",),
         "cpu": ("benchmarks.dapo_minatar",),
         "gpu": ("benchmarks.dapo_minatar", "benchmarks.dapo_atari"),
         "paper": ("benchmarks.dapo_minatar", "benchmarks.dapo_atari"),
+    },
+    "nppac": {
+        "quick": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
+        "cpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
+        "gpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
     },
 }
 
@@ -40,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     for paper, presets in PAPERS.items():
         if options.paper in (None, paper):
-            for module in presets[options.preset]:
+            for module in presets.get(options.preset, ()):
                 importlib.import_module(module).main(["--preset", options.preset])
     from benchmarks.report import write_report
 

@@ -1,0 +1,57 @@
+"""Pieces that the sections of the report are made of."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """An HTML table; cells that are already markup are tuples of one string."""
+
+    def cell(value: Any) -> str:
+        return value[0] if isinstance(value, tuple) else html.escape(str(value))
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    lines = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{lines}</table>"
+
+
+def figure(drawing: Any, path: Path) -> str:
+    """Save a matplotlib figure as PNG and return it as an inline image."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(drawing)
+    path.write_bytes(buffer.getvalue())
+    return f"<img alt='{path.stem}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+
+
+def where(content: dict[str, Any]) -> str:
+    """Hardware, versions, command and date of a result file."""
+    p = content["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in p["versions"].items())
+    spent = f"; {content['compute_seconds'] / 60:.0f} process-minutes" if "compute_seconds" in content else ""
+    return (
+        f"<p class='where'><code>{html.escape(p['command'])}</code><br>{p['date']}; {html.escape(p['device'])}, "
+        f"{html.escape(p['processor'])}, {p['cores']} cores; Python {p['python']}, {versions}{spent}</p>"
+    )
+
+
+def pyplot() -> Any:
+    """Matplotlib without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def verdict_cell(verdict: str) -> tuple[str]:
+    """A verdict in its colour, as a cell of `table`."""
+    return (f"<span class='{verdict.split()[0]}'>{verdict}</span>",)
