@@ -20,11 +20,12 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,20 +41,29 @@ from jaxrl_off.training import LoopSettings, make_loop, make_train, stack_config
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "peers" / "worker.py"
+REJAX = ((f"jax=={jax.__version__}", "gymnax==0.0.9", "rejax==0.1.3", "distrax"),)
 BARS = {"CartPole-v1": 1.2, "Breakout-MinAtar": 1.1, "sweep": 4.0, "acting": 0.9}
 
 
 class Worker:
     """A process with one library in it; see `benchmarks.peers.worker`."""
 
-    def __init__(self, python: str | Path, library: str, *arguments: str) -> None:
+    def __init__(
+        self,
+        python: str | Path,
+        library: str,
+        *arguments: str,
+        script: Path = WORKER,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.library = library
         self._process = subprocess.Popen(
-            [str(python), str(WORKER), library, *arguments],
+            [str(python), str(script), library, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
 
     def ask(self, command: str, task: str, seed: int = 0) -> dict[str, float]:
@@ -82,15 +92,15 @@ class Worker:
         self._process.wait()
 
 
-def peer_python(directory: Path) -> Path:
-    """Python of the peers' environment, made on first use."""
+def peer_python(directory: Path, installs: Sequence[Sequence[str]] = REJAX) -> Path:
+    """Python of a peer's environment, made on first use by `pip install` of each of `installs` in turn."""
     python = directory / "bin" / "python"
     ready = directory / "ready"
     if not ready.exists():
-        print(f"making {directory} with rejax (minutes) ...", flush=True)
+        print(f"making {directory} with {', '.join(installs[-1])} (minutes) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
-        packages = [f"jax=={jax.__version__}", "gymnax==0.0.9", "rejax==0.1.3", "distrax"]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        for packages in installs:
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
         ready.touch()
     return python
 

@@ -7,13 +7,13 @@ F is the Fisher information of the policy, so that every step goes about as far 
 demonstrations. Rajeswaran, Kumar, Gupta, Vezzani, Schulman, Todorov and Levine, "Learning Complex Dexterous Manipulation with
 Deep Reinforcement Learning and Demonstrations", RSS 2018; the authors' code is `aravindr93/mjrl` and `aravindr93/hand_dapg`.
 
-Followed from the code: advantages are standardised over the batch, and w_k lacks the paper's factor `max A`; delta is twice
-the wanted KL; cloning is by squared error, in units of the demonstrations' observations and actions, whose standard
-deviation is also the first policy's; the value function is fitted to Monte Carlo returns, after the policy's step.
-Different from it: returns bootstrap where an episode was cut, and advantages from the very observation it was cut at; the
-value function sees neither powers of time nor a clipped observation and has no weight decay; weights begin orthogonal, but
-for the policy's head as small; minibatches are shuffled epochs (the code clones on rows drawn with replacement); the code's
-factor 1e-2 of g is left out, because it cancels.
+As in the code: advantages are standardised over the batch, and w_k lacks the paper's factor `max A`; both sums are divided by
+the number of on-policy samples; delta is twice the KL that a step is to go; cloning is by squared error, in units of the
+demonstrations' observations and actions, whose standard deviation is also the first policy's; the value function is fitted
+to Monte Carlo returns, after the policy's step. Different from the code: returns bootstrap where an episode was cut, and
+advantages from the very observation it was cut at; the value function sees neither powers of time nor clipped observations
+and has no weight decay; weights begin orthogonal (the policy's head near 0, as there); cloning goes through shuffled epochs
+instead of rows drawn with replacement; g lacks the factor 1e-2, which cancels.
 """
 
 from __future__ import annotations
@@ -120,13 +120,24 @@ def check(config: DapgConfig) -> None:
     Raises:
         ValueError: naming the field, what was given and what is allowed.
     """
-    at_least_one = ("cg_iterations", "value_epochs", "value_batch", "cloning_batch")
-    not_negative = ("cloning_epochs", "step_size", "damping", "demonstration_weight", "learning_rate")
-    not_negative += ("cloning_learning_rate", "max_grad_norm")
-    shares = ("demonstration_decay", "gamma", "lambda_")
-    ranges = {name: (1, math.inf) for name in at_least_one}
-    ranges |= {name: (0.0, math.inf) for name in not_negative}
-    check_ranges(config, ranges | {name: (0.0, 1.0) for name in shares})
+    infinity = math.inf
+    ranges = {
+        "cg_iterations": (1, infinity),
+        "value_epochs": (1, infinity),
+        "value_batch": (1, infinity),
+        "cloning_epochs": (0, infinity),
+        "cloning_batch": (1, infinity),
+        "step_size": (0.0, infinity),
+        "damping": (0.0, infinity),
+        "demonstration_weight": (0.0, infinity),
+        "demonstration_decay": (0.0, 1.0),
+        "gamma": (0.0, 1.0),
+        "lambda_": (0.0, 1.0),
+        "learning_rate": (0.0, infinity),
+        "cloning_learning_rate": (0.0, infinity),
+        "max_grad_norm": (0.0, infinity),
+    }
+    check_ranges(config, ranges)
 
 
 class Scaling(NamedTuple):
@@ -261,7 +272,7 @@ def make(config: DapgConfig, spec: EnvironmentSpec, *, total_updates: int, demon
         scaling = Scaling(jnp.zeros(size), jnp.ones(size), jnp.zeros(action_size), jnp.ones(action_size))
         stored: PyTree = ()
         if demonstrations is not None:
-            action = to_canonical(space, jnp.asarray(demonstrations.action, jnp.float32))
+            action = to_canonical(space, jnp.asarray(demonstrations.action, jnp.float32).reshape(-1, *space.shape))
             stored = (jnp.asarray(demonstrations.observation, jnp.float32), action)
             scaling = Scaling(*_moments(stored[0]), *_moments(action))
             policy = cloned(cloning_key, policy, scaling, stored)

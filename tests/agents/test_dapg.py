@@ -27,24 +27,32 @@ from jaxrl_off.training import LoopSettings, make_train, regime, stack_configs
 SPACE = continuous_space([-2.0, 0.0], [2.0, 10.0])
 SPEC = EnvironmentSpec("test", (3,), "float32", SPACE)
 SMALL = dict(policy_sizes=(4,), value_sizes=(8,))
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+# less time in the compiler
+quick = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
 
 
 def demonstrations_of(count=50, noise=0.0):
-    """A linear expert, in the environment's units."""
+    """A linear expert, in the environment's units: actions of [-2, 2] x [0, 10]."""
     rng = np.random.default_rng(0)
     observation = rng.normal([5.0, 0.0, -1.0], [1.0, 0.1, 3.0], (count, 3))
     standard = (observation - [5.0, 0.0, -1.0]) / [1.0, 0.1, 3.0]
     canonical = 0.2 * standard @ np.array([[1.0, -0.5], [0.5, 1.0], [-1.0, 0.3]]) + [0.1, -0.2]
     canonical += noise * rng.normal(size=canonical.shape)
-    return SimpleNamespace(observation=observation, action=np.asarray(from_canonical(SPACE, jnp.asarray(canonical))))
+    return SimpleNamespace(observation=observation, action=canonical * [2.0, 5.0] + [0.0, 5.0])
 
 
 @functools.cache
 def agent_of(name, **changes):
     demonstrations = demonstrations_of() if name == "dapg" else None
     agent = make(preset(name, **SMALL, **changes), SPEC, total_updates=10, demonstrations=demonstrations)
-    return agent._replace(init=quick(agent.init), update=quick(agent.update))
+    return agent._replace(
+        init=quick(agent.init),
+        act=quick(agent.act, static_argnames="greedy"),
+        process=quick(agent.process, static_argnums=2),
+        update=quick(agent.update),
+    )
 
 
 def policy(params, scaling, observation):
@@ -61,10 +69,13 @@ def log_prob(params, scaling, observation, action):
     return jnp.sum(-0.5 * z**2 - log_std - 0.5 * np.log(2 * np.pi), axis=-1)
 
 
-def samples_of(state, count=(2, 12), off_policy=0.0):
-    """Actions of the policy (or beside it), with made-up advantages and returns."""
-    keys = jax.random.split(jax.random.key(7), 4)
-    observation = state.scaling.observation_mean + jax.random.normal(keys[0], (*count, 3), jnp.float32)
+@quick
+def samples_of(state, off_policy=0.0):
+    """Actions of the policy (or of another one), with made-up advantages and returns."""
+    count = (2, 12)
+    keys = jax.random.split(jax.random.key(7), 3)
+    standard = jax.random.normal(keys[0], (*count, 3), jnp.float32)
+    observation = state.scaling.observation_mean + state.scaling.observation_std * standard
     mean, log_std = policy(state.policy, state.scaling, observation)
     action = mean + jnp.exp(log_std) * jax.random.normal(keys[1], mean.shape)
     behaviour = log_prob(state.policy, state.scaling, observation, action)
@@ -92,6 +103,7 @@ def dense_fisher(state, observation):
     return jnp.einsum("ndp,d,ndq->pq", jacobian, inverse_variance, jacobian) / len(observation) + 2 * spread.T @ spread
 
 
+@functools.partial(quick, static_argnums=0)
 def by_hand(config, state, samples):
     """Gradient, natural gradient and new parameters by dense matrices; `[P]` each."""
     flat, unravel = ravel_pytree(state.policy)
@@ -106,7 +118,7 @@ def by_hand(config, state, samples):
     ratio = jnp.exp(now - rows.behaviour_log_prob)
     gradient = score(rows.observation, rows.action).T @ (ratio * advantage) / count
     if config.with_demonstrations:
-        weight = config.demonstration_weight * config.demonstration_decay ** int(state.updates)
+        weight = config.demonstration_weight * config.demonstration_decay**state.updates
         gradient += weight * score(*state.demonstrations).sum(axis=0) / count
     fisher = dense_fisher(state, rows.observation) + config.damping * jnp.eye(len(flat))
     direction = jnp.linalg.solve(fisher, gradient)
@@ -122,26 +134,34 @@ def kl_from(state, observation):
 
 
 def test_the_fisher_product_is_the_dense_one():
-    """Against the Hessian of the KL, the closed form, and a million scores: their second moment is the Fisher information."""
+    """Against the Hessian of the KL, the closed form, and 100,000 scores: their second moment is the Fisher information."""
     with jax.enable_x64(True):
         state = doubled(varied(agent_of("npg").init(jax.random.key(0))))
         observation = jax.random.normal(jax.random.key(1), (5, 3))
         divergence = kl_from(state, observation)
         flat, unravel = ravel_pytree(state.policy)
-        product = fisher_product(divergence, state.policy, 0.01)
-        rows = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(len(flat)))
-        damping = 0.01 * jnp.eye(len(flat))
-        hessian = jax.hessian(lambda p: divergence(unravel(p)))(flat)
-        np.testing.assert_allclose(rows, hessian + damping, atol=1e-10)
-        np.testing.assert_allclose(rows, dense_fisher(state, observation) + damping, atol=1e-10)
 
-        def score(noise):
+        @quick
+        def products(vectors):
+            product = fisher_product(divergence, state.policy, 0.01)
+            return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(vectors)
+
+        rows = products(jnp.eye(len(flat)))
+        damping = 0.01 * jnp.eye(len(flat))
+        hessian = quick(jax.hessian(lambda p: divergence(unravel(p))))(flat)
+        fisher = quick(dense_fisher)(state, observation)
+        np.testing.assert_allclose(rows, hessian + damping, atol=1e-10)
+        np.testing.assert_allclose(rows, fisher + damping, atol=1e-10)
+
+        @quick
+        @jax.vmap
+        def scores_of(noise):
             mean, log_std = policy(state.policy, state.scaling, observation)
             action = mean + jnp.exp(log_std) * noise
             return jax.jacobian(lambda p: log_prob(unravel(p), state.scaling, observation, action))(flat)
 
-        scores = jax.vmap(score)(jax.random.normal(jax.random.key(2), (20_000, 5, 2))).reshape(-1, len(flat))
-        np.testing.assert_allclose(scores.T @ scores / len(scores), dense_fisher(state, observation), atol=0.15)
+        scores = scores_of(jax.random.normal(jax.random.key(2), (20_000, 5, 2))).reshape(-1, len(flat))
+        np.testing.assert_allclose(scores.T @ scores / len(scores), fisher, atol=0.05)
 
 
 def test_conjugate_gradients_solve_the_dense_system():
@@ -179,43 +199,46 @@ def test_conjugate_gradients_solve_the_dense_system():
 
 
 @pytest.mark.parametrize("name", ["npg", "dapg"])
-@pytest.mark.parametrize("off_policy", [0.0, 0.2])
-def test_one_update_by_dense_matrices(name, off_policy):
+def test_one_update_by_dense_matrices(name):
+    """On fresh samples, and on samples of another policy."""
     changes = dict(cg_iterations=200, damping=0.01, demonstration_weight=0.3, demonstration_decay=0.5)
     config, agent = preset(name, **changes), agent_of(name, **changes)
     with jax.enable_x64(True):
         state = doubled(varied(agent.init(jax.random.key(0))))._replace(updates=jnp.int32(2))
-        samples = doubled(samples_of(state, off_policy=off_policy))
-        gradient, direction, expected = by_hand(config, state, samples)
-        new, metrics = agent.update(state, jax.random.key(1), samples)
-        before, after = (ravel_pytree(x.policy)[0] for x in (state, new))
-        np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-7)
-        length = np.sqrt(config.step_size / (gradient @ direction))
-        np.testing.assert_allclose(metrics["step_length"], length, rtol=1e-6)
-        np.testing.assert_allclose(metrics["policy_gradient_norm"], np.linalg.norm(gradient), rtol=1e-6)
-        assert np.abs(after - before).max() > 1e-2
-        assert int(new.updates) == 3
-        observation = samples.observation.reshape(-1, 3)
-        np.testing.assert_allclose(metrics["kl"], kl_from(state, observation)(new.policy), rtol=1e-6)
-        entropy = 1.0 + np.log(2 * np.pi) + new.policy["log_std"].sum()
-        np.testing.assert_allclose(metrics["entropy"], entropy, rtol=1e-6)
+        for off_policy in (0.0, 0.2):
+            samples = doubled(samples_of(state, off_policy))
+            gradient, direction, expected = by_hand(config, state, samples)
+            new, metrics = agent.update(state, jax.random.key(1), samples)
+            before, after = (ravel_pytree(x.policy)[0] for x in (state, new))
+            np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-7)
+            assert np.abs(after - before).max() > 1e-2
+            assert int(new.updates) == 3
+            length = np.sqrt(config.step_size / (gradient @ direction))
+            entropy = 1.0 + np.log(2 * np.pi) + new.policy["log_std"].sum()
+            kl = kl_from(state, samples.observation.reshape(-1, 3))(new.policy)
+            np.testing.assert_allclose(metrics["step_length"], length, rtol=1e-6)
+            np.testing.assert_allclose(metrics["policy_gradient_norm"], np.linalg.norm(gradient), rtol=1e-6)
+            np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-6)
+            np.testing.assert_allclose(metrics["entropy"], entropy, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("step_size", "tolerance"), [(1e-2, 0.2), (1e-4, 0.02), (1e-6, 0.002)])
-def test_a_step_goes_half_its_size_in_kl(step_size, tolerance):
-    """To second order, with any number of iterations."""
-    for iterations in (2, 50):
-        agent = agent_of("npg", step_size=step_size, damping=1e-8, cg_iterations=iterations)
-        with jax.enable_x64(True):
-            state = doubled(varied(agent.init(jax.random.key(0))))
-            _, metrics = agent.update(state, jax.random.key(1), doubled(samples_of(state)))
-            assert float(metrics["kl"]) == pytest.approx(0.5 * step_size, rel=tolerance)
-            assert metrics["surrogate_improvement"] > 0
+@pytest.mark.parametrize("iterations", [2, 50])
+def test_a_step_goes_half_its_size_in_kl(iterations):
+    """To second order, with any number of iterations; damping takes its share."""
+    agent = agent_of("npg", step_size=1e-6, damping=0.01, cg_iterations=iterations)
+    with jax.enable_x64(True):
+        state = doubled(varied(agent.init(jax.random.key(0))))
+        new, metrics = agent.update(state, jax.random.key(1), doubled(samples_of(state)))
+        moved = ravel_pytree(new.policy)[0] - ravel_pytree(state.policy)[0]
+        expected = 0.5 * (1e-6 - 0.01 * moved @ moved)
+        assert expected > 0.4e-6
+        assert float(metrics["kl"]) == pytest.approx(float(expected), rel=0.005)
+        assert metrics["surrogate_improvement"] > 0
 
 
 def test_standardised_advantages_have_no_unit():
     """Shifted and scaled advantages give the same step."""
-    agent = agent_of("npg")
+    agent = agent_of("npg", damping=0.1)
     state = varied(agent.init(jax.random.key(0)))
     samples = samples_of(state)
     other = samples._replace(advantage=30.0 * samples.advantage - 7.0)
@@ -224,20 +247,19 @@ def test_standardised_advantages_have_no_unit():
 
 
 def test_the_floor_of_the_standard_deviation():
-    for name in ("npg", "dapg"):
-        agent = agent_of(name, min_log_std=0.25)
-        state = agent.init(jax.random.key(0))
-        if name == "dapg":
-            np.testing.assert_array_equal(state.policy["log_std"], 0.25)
-        new, _ = agent.update(state, jax.random.key(1), samples_of(state))
-        assert np.min(new.policy["log_std"]) >= 0.25
+    agent = agent_of("dapg", min_log_std=0.25)
+    state = agent.init(jax.random.key(0))
+    np.testing.assert_array_equal(state.policy["log_std"], 0.25)
+    for i in range(3):
+        state, _ = agent.update(state, jax.random.key(i), samples_of(state))
+        assert np.min(state.policy["log_std"]) >= 0.25
 
 
 # Demonstrations --------------------------------------------------------------------------------------------------------
 
 
 def test_without_advantages_only_demonstrations_move_the_policy():
-    npg, dapg = agent_of("npg"), agent_of("dapg", cg_iterations=200)
+    npg, dapg = agent_of("npg"), agent_of("dapg", cg_iterations=200, step_size=1e-4)
     still = npg.init(jax.random.key(0))
     samples = samples_of(still)._replace(advantage=jnp.full((2, 12), 3.0))
     new, metrics = npg.update(still, jax.random.key(1), samples)
@@ -248,14 +270,16 @@ def test_without_advantages_only_demonstrations_move_the_policy():
         state = doubled(varied(dapg.init(jax.random.key(0))))
         samples = doubled(samples_of(state))._replace(advantage=jnp.full((2, 12), 3.0))
         flat, unravel = ravel_pytree(state.policy)
-        gradient = jax.grad(lambda p: log_prob(unravel(p), state.scaling, *state.demonstrations).sum())(flat)
-        fisher = dense_fisher(state, samples.observation.reshape(-1, 3)) + 1e-4 * jnp.eye(len(flat))
+        likelihood = quick(
+            jax.value_and_grad(lambda p: log_prob(unravel(p), state.scaling, *state.demonstrations).sum())
+        )
+        before, gradient = likelihood(flat)
+        fisher = quick(dense_fisher)(state, samples.observation.reshape(-1, 3)) + 1e-4 * jnp.eye(len(flat))
         direction = np.linalg.solve(fisher, gradient)
-        direction *= np.sqrt(0.05 / (gradient @ direction))  # the weight cancels
+        direction *= np.sqrt(1e-4 / (gradient @ direction))  # the weight cancels
         new, _ = dapg.update(state, jax.random.key(1), samples)
-        np.testing.assert_allclose(ravel_pytree(new.policy)[0] - flat, direction, rtol=1e-4, atol=1e-6)
-        likelihood = [log_prob(x.policy, state.scaling, *state.demonstrations).mean() for x in (state, new)]
-        assert likelihood[1] > likelihood[0]
+        np.testing.assert_allclose(ravel_pytree(new.policy)[0] - flat, direction, rtol=1e-4, atol=1e-8)
+        assert likelihood(ravel_pytree(new.policy)[0])[0] > before
 
 
 def test_the_weight_of_demonstrations_decays():
@@ -278,14 +302,14 @@ def test_cloning_finds_a_linear_expert():
     for epochs in (0, 5, 30):
         config = preset("dapg", cloning_epochs=epochs, cloning_learning_rate=3e-3, value_sizes=(8,))
         agent = make(config, SPEC, total_updates=1, demonstrations=demonstrations)
-        state = jax.jit(agent.init)(jax.random.key(0))
+        state = quick(agent.init)(jax.random.key(0))
         acted = agent.act(state, jax.random.key(1), jnp.asarray(held_out.observation[2000:]), (), None, greedy=True)
         difference = to_canonical(SPACE, acted.action) - to_canonical(SPACE, jnp.asarray(held_out.action[2000:]))
         errors.append(float(jnp.sqrt(jnp.mean(difference**2))))
         # only the mean is cloned
         canonical = np.asarray(to_canonical(SPACE, jnp.asarray(demonstrations.action)))
         np.testing.assert_allclose(jnp.exp(state.policy["log_std"]), canonical.std(axis=0), rtol=1e-4)
-    assert errors[0] > 0.25
+    assert errors[0] > 0.24
     assert errors[1] < 0.05
     assert errors[2] < 0.02
 
@@ -294,11 +318,14 @@ def test_units_are_those_of_the_demonstrations():
     demonstrations = demonstrations_of()
     demonstrations.observation[:, 1] = 0.1  # does not vary
     agent = make(preset("dapg", **SMALL), SPEC, total_updates=1, demonstrations=demonstrations)
-    state = agent.init(jax.random.key(0))
+    state = quick(agent.init)(jax.random.key(0))
     expected = demonstrations.observation.std(axis=0)
     np.testing.assert_allclose(state.scaling.observation_std, np.where(expected > 1e-6, expected, 1.0), rtol=1e-4)
     np.testing.assert_allclose(state.scaling.observation_mean, demonstrations.observation.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(from_canonical(SPACE, state.demonstrations[1]), demonstrations.action, rtol=1e-5)
+    matrix = SPEC._replace(action_space=continuous_space([[-2.0, 0.0]], [[2.0, 10.0]]))
+    other = make(preset("dapg", **SMALL), matrix, total_updates=1, demonstrations=demonstrations)
+    np.testing.assert_array_equal(quick(other.init)(jax.random.key(0)).demonstrations[1], state.demonstrations[1])
     plain = agent_of("npg").init(jax.random.key(0))
     assert plain.demonstrations == ()
     np.testing.assert_array_equal(ravel_pytree(plain.scaling)[0], [0, 0, 0, 1, 1, 1, 0, 0, 1, 1])
@@ -432,7 +459,7 @@ def test_the_probe_is_solved_and_not_by_broken_agents():
     settings = LoopSettings(
         total_steps=16 * 16 * 40, collect_length=16, rollout_length=4, batch_size=256, reuse=1.0, log_points=8
     )
-    train = jax.jit(make_train(make_broken, environment, settings), )
+    train = quick(make_train(make_broken, environment, settings))
     config = preset("npg", policy_sizes=(16,), value_sizes=(16,))
     for fault, name in enumerate(FAULTS):
         metrics = train((config, jnp.asarray(fault)), jax.random.key(0)).metrics
@@ -442,8 +469,8 @@ def test_the_probe_is_solved_and_not_by_broken_agents():
     assert train._cache_size() == 1  # no compilation for other numbers
 
 
-def needle(dimensions=6):
-    """One step; 1 for an action of which every component is within 0.3 of 0.5 s, s = -1 or 1, else 0."""
+def needle(dimensions):
+    """One step; 1 for an action of which every component is within 0.2 of 0.6 + 0.2 s, s = -1 or 1, else 0."""
     spec = EnvironmentSpec("test/needle", (1,), "float32", continuous_space([-1.0] * dimensions, [1.0] * dimensions))
 
     def reset(key):
@@ -452,29 +479,29 @@ def needle(dimensions=6):
 
     def step(key, cue, action):
         del key
-        hit = jnp.all(jnp.abs(action - 0.5 * cue) < 0.3)
+        hit = jnp.all(jnp.abs(action - 0.6 - 0.2 * cue) < 0.2)
         return Transitioned(cue, cue, hit.astype(jnp.float32), jnp.array(True), jnp.array(False))
 
     return LaneEnvironment(spec, reset, step)
 
 
 def test_demonstrations_lead_to_what_exploration_does_not_find():
-    """Noise of 0.3 around the expert's actions is worth (erf(1 / sqrt 2))^6 = 0.10; without demonstrations 1e-5."""
-    environment = vectorise(needle(), 16)
+    """Around the expert's mean, the spread of all its actions is worth 0.63^8 = 0.025; a policy of N(0, 1) less than 1e-6."""
+    environment = vectorise(needle(8), 16)
     rng = np.random.default_rng(0)
     cue = rng.choice([-1.0, 1.0], (400, 1))
-    demonstrations = SimpleNamespace(observation=cue, action=0.5 * cue + 0.3 * rng.normal(size=(400, 6)))
+    demonstrations = SimpleNamespace(observation=cue, action=0.6 + 0.2 * cue + 0.1 * rng.normal(size=(400, 8)))
     settings = LoopSettings(
         total_steps=16 * 32 * 40, collect_length=32, rollout_length=32, batch_size=512, reuse=1.0, log_points=40
     )
     rewards = {}
     for name in ("npg", "dapg"):
         parts = dict(demonstrations=demonstrations) if name == "dapg" else {}
-        train = jax.jit(make_train(functools.partial(make, **parts), environment, settings), )
+        train = quick(make_train(functools.partial(make, **parts), environment, settings))
         rewards[name] = np.asarray(train(preset(name, value_sizes=(16,)), jax.random.key(0)).metrics["reward_mean"])
     assert rewards["npg"].max() < 0.01
-    assert rewards["dapg"][0] < 0.15
-    assert rewards["dapg"][-1] > 0.8
+    assert rewards["dapg"][0] < 0.1
+    assert rewards["dapg"][-1] > 0.9
 
 
 @pytest.mark.slow
@@ -498,9 +525,9 @@ def test_reals_are_swept():
         return ravel_pytree((new.policy, new.value))[0], metrics["kl"]
 
     configs = [preset("dapg", **SMALL, step_size=size, learning_rate=10 * size) for size in (1e-3, 1e-2)]
-    together = jax.jit(jax.vmap(update))(stack_configs(configs))
+    together = quick(jax.vmap(update))(stack_configs(configs))
     for i, config in enumerate(configs):
-        for a, b in zip(together, jax.jit(update)(config), strict=True):
+        for a, b in zip(together, quick(update)(config), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-5)
 
 
