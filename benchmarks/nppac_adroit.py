@@ -12,15 +12,15 @@ efficiency; last two points: final).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import provenance, run_all, write_json
-from benchmarks.nppac_jobs import Method, NppacJob, make_job, methods, run_nppac_job
-from benchmarks.nppac_statistics import choose, print_table
+from benchmarks.jobs import provenance, write_json
+from benchmarks.nppac_jobs import Method, methods
+from benchmarks.nppac_statistics import print_table
+from benchmarks.nppac_study import Study, run_study
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared" / "data" / "nppac"
@@ -29,28 +29,9 @@ KERNELS = {"door": "matern12", "hammer": "matern12", "pen": "matern52", "relocat
 HORIZONS = {"door": 200, "hammer": 200, "pen": 100, "relocate": 200}
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Size of the benchmark."""
-
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
-    demonstrations: int
-    steps: int
-    seeds: int
-    sizes: tuple[int, ...]
-    batch_size: int
-    pretrain: int
-    log_points: int
-    fit: dict[str, dict[str, Any]]
-    tuning_tasks: tuple[str, ...] = ()
-    tuning_seeds: int = 0
-    tuning_steps: int = 0
-
-
 _ALL = tuple(methods(policy="normal", kernel="rbf", sizes=(), pretrain=0, fit={"gp": {}, "network": {}}))
 PRESETS = {
-    "quick": Preset(
+    "quick": Study(
         tasks=("door",),
         methods=("N-PPAC (GP)", "N-PPAC (network)", "SAC"),
         demonstrations=10,
@@ -60,9 +41,10 @@ PRESETS = {
         batch_size=128,
         pretrain=3_000,
         log_points=4,
+        evaluation_episodes=10,
         fit={"gp": dict(fit_points=400, steps=100, capacity=1000), "network": dict(sizes=(64, 64), steps=3000)},
     ),
-    "cpu": Preset(
+    "cpu": Study(
         tasks=("door", "relocate", "hammer", "pen"),
         methods=_ALL,
         demonstrations=10,
@@ -72,12 +54,13 @@ PRESETS = {
         batch_size=128,
         pretrain=5_000,
         log_points=5,
+        evaluation_episodes=10,
         fit={"gp": dict(fit_points=500, steps=150), "network": dict(sizes=(64, 64), steps=5000)},
         tuning_tasks=("door",),
         tuning_seeds=1,
         tuning_steps=4_000,
     ),
-    "gpu": Preset(
+    "gpu": Study(
         tasks=("door", "relocate", "hammer", "pen"),
         methods=_ALL,
         demonstrations=25,
@@ -87,6 +70,7 @@ PRESETS = {
         batch_size=1024,
         pretrain=43_000,
         log_points=60,
+        evaluation_episodes=10,
         fit={"gp": {}, "network": {}},
         tuning_tasks=("door", "relocate"),
         tuning_seeds=2,
@@ -114,88 +98,30 @@ def record(task: str, episodes: int, experts: Path | None, cache: Path) -> Path:
     return path
 
 
-def job_of(
-    preset: Preset,
-    task: str,
-    name: str,
-    method: Method,
-    demonstrations: Path,
-    steps: int,
-    members: list[tuple[dict[str, float], int]],
-    stage: str,
-) -> NppacJob:
-    """A job of this benchmark."""
-    return make_job(
-        f"adroit/{task}",
-        name,
-        method,
-        demonstrations=demonstrations,
-        loop={"total_steps": steps, "batch_size": preset.batch_size, "log_points": preset.log_points},
-        members=members,
-        parameters={"max_episode_steps": HORIZONS[task]},
-        evaluation=(10, HORIZONS[task] + 1),
-        stage=stage,
-        task=task,
-    )
-
-
 def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, output: Path) -> dict[str, Any]:
     """Run a preset and write its JSON; returns what was written."""
-    preset, started = PRESETS[preset_name], time.perf_counter()
+    study, started = PRESETS[preset_name], time.perf_counter()
     cache.mkdir(parents=True, exist_ok=True)
-    demos = {task: record(task, preset.demonstrations, experts, cache) for task in preset.tasks}
-    table = {
-        task: {
-            name: method
-            for name, method in methods(
-                policy="normal", kernel=KERNELS[task], sizes=preset.sizes, pretrain=preset.pretrain, fit=preset.fit
-            ).items()
-            if name in preset.methods
-        }
-        for task in preset.tasks
-    }
-    tuning_jobs = [
-        job_of(
-            preset,
-            task,
-            name,
-            method,
-            demos[task],
-            preset.tuning_steps,
-            [({method.tuned[0]: value}, 1000 + s) for value in method.tuned[1] for s in range(preset.tuning_seeds)],
-            "tuning",
+
+    def method_of(task: str, name: str) -> Method:
+        table = methods(
+            policy="normal", kernel=KERNELS[task], sizes=study.sizes, pretrain=study.pretrain, fit=study.fit
         )
-        for task in preset.tuning_tasks
-        for name, method in table[task].items()
-    ]
-    tuning = run_all(tuning_jobs, cache, workers=workers, title="tuning", runner=run_nppac_job)
-    chosen = choose(tuning, preset.methods)
-    final_jobs = [
-        job_of(
-            preset,
-            task,
-            name,
-            method,
-            demos[task],
-            preset.steps,
-            [(chosen[name], seed) for seed in range(preset.seeds)],
-            "final",
-        )
-        for task in preset.tasks
-        for name, method in table[task].items()
-    ]
-    final = run_all(final_jobs, cache, workers=workers, title="final runs", runner=run_nppac_job)
+        return table[name]
+
+    def environment_of(task: str) -> dict[str, Any]:
+        horizon = HORIZONS[task]
+        return dict(environment=f"adroit/{task}", parameters={"max_episode_steps": horizon}, horizon=horizon)
+
+    demonstrations = {task: record(task, study.demonstrations, experts, cache) for task in study.tasks}
+    results = run_study(study, method_of, environment_of, demonstrations, workers=workers, cache=cache)
     content = {
         "benchmark": "nppac_adroit",
         "preset": preset_name,
         "provenance": provenance(),
         "experts": "DAPG's policies" if experts else "clones of DAPG's policies (benchmarks/experts)",
         "seconds": round(time.perf_counter() - started, 1),
-        "compute_seconds": round(sum(r["fit_seconds"] + r["run_seconds"] for r in tuning + final), 1),
-        "sizes": dataclasses.asdict(preset),
-        "chosen": chosen,
-        "final": final,
-        "tuning": tuning,
+        **results,
     }
     write_json(output, content)
     return content

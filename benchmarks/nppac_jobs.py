@@ -88,11 +88,31 @@ def methods(
 
 
 @dataclasses.dataclass(frozen=True)
-class NppacJob:
+class CachedJob:
+    """A job whose results, and whatever else it makes, lie in `cache`.
+
+    Attributes:
+        environment: for `envs.make`.
+        cache: folder.
+    """
+
+    environment: str
+    cache: Path
+
+    @property
+    def name(self) -> str:
+        """Content hash, the file name of the result."""
+        content = dataclasses.asdict(self)
+        del content["cache"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclasses.dataclass(frozen=True)
+class NppacJob(CachedJob):
     """One task and method.
 
     Attributes:
-        environment, parameters: for `envs.make`.
+        parameters: for `envs.make`.
         method: label.
         preset, static, reference: see `Method`; all as JSON.
         demonstrations: file, relative to the cache, that holds them; its name tells what it was made from.
@@ -102,10 +122,8 @@ class NppacJob:
         evaluation_max_steps: of each.
         members: pairs (overrides of reals as sorted pairs, seed).
         cell: further labels of the result.
-        cache: folder.
     """
 
-    environment: str
     parameters: str
     method: str
     preset: str
@@ -118,14 +136,6 @@ class NppacJob:
     evaluation_max_steps: int
     members: tuple[tuple[tuple[tuple[str, float], ...], int], ...]
     cell: tuple[tuple[str, Any], ...]
-    cache: Path
-
-    @property
-    def name(self) -> str:
-        """Content hash, the file name of the result."""
-        content = dataclasses.asdict(self)
-        del content["cache"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
     @property
     def cost(self) -> float:
@@ -283,32 +293,22 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertJob:
+class ExpertJob(CachedJob):
     """An expert of our own: SAC on the task's dense reward, and demonstrations of it with its exploration noise.
 
     Attributes:
-        environment, parameters: for `envs.make`.
+        parameters: for `envs.make`.
         steps: samples that it is trained on, an update for each.
         sizes: of its networks.
         episodes: demonstrated.
         every: keep every so-many-th step of them.
-        cache: folder that the demonstrations are written to.
     """
 
-    environment: str
     parameters: str
     steps: int
     sizes: tuple[int, ...]
     episodes: int
     every: int
-    cache: Path
-
-    @property
-    def name(self) -> str:
-        """Content hash, the file name of the result."""
-        content = dataclasses.asdict(self)
-        del content["cache"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
     @property
     def cost(self) -> float:

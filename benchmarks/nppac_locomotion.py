@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import provenance, run_all, write_json
-from benchmarks.nppac_jobs import ExpertJob, Method, NppacJob, make_job, methods, run_expert_job, run_nppac_job
-from benchmarks.nppac_statistics import choose, print_table
+from benchmarks.nppac_jobs import ExpertJob, methods, run_expert_job
+from benchmarks.nppac_statistics import print_table
+from benchmarks.nppac_study import Study, run_study
 
 # label -> name for `envs.make`, its parameters, most decisions of an episode
 TASKS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -36,32 +37,24 @@ TASKS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Size of the benchmark."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocomotionStudy(Study):
+    """Sizes of this benchmark.
 
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
+    Attributes:
+        expert_steps: samples that the expert of each task is trained on.
+        expert_sizes: hidden layers of its networks.
+        every: keep every so-many-th demonstrated step.
+    """
+
     expert_steps: dict[str, int]
     expert_sizes: tuple[int, ...]
-    demonstrations: int
     every: int
-    steps: int
-    seeds: int
-    sizes: tuple[int, ...]
-    batch_size: int
-    pretrain: int
-    log_points: int
-    evaluation_episodes: int
-    fit: dict[str, dict[str, Any]]
-    tuning_tasks: tuple[str, ...] = ()
-    tuning_seeds: int = 0
-    tuning_steps: int = 0
 
 
 _ALL = tuple(methods(policy="tanh_normal", kernel="rbf", sizes=(), pretrain=0, fit={"gp": {}, "network": {}}))
 PRESETS = {
-    "quick": Preset(
+    "quick": LocomotionStudy(
         tasks=("Pendulum",),
         methods=("N-PPAC (GP)", "N-PPAC (network)", "SAC"),
         expert_steps={"Pendulum": 12_000},
@@ -77,7 +70,7 @@ PRESETS = {
         evaluation_episodes=10,
         fit={"gp": dict(fit_points=400, steps=100), "network": dict(sizes=(64, 64), steps=3000)},
     ),
-    "cpu": Preset(
+    "cpu": LocomotionStudy(
         tasks=("HalfCheetah-v5", "Hopper-v5"),
         methods=(
             "N-PPAC (GP)",
@@ -105,7 +98,7 @@ PRESETS = {
         tuning_seeds=1,
         tuning_steps=4_000,
     ),
-    "gpu": Preset(
+    "gpu": LocomotionStudy(
         tasks=tuple(TASKS)[1:],
         methods=_ALL,
         expert_steps={name: 1_000_000 for name in tuple(TASKS)[1:]},
@@ -129,83 +122,36 @@ PRESETS = {
 
 def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[str, Any]:
     """Run a preset and write its JSON; returns what was written."""
-    preset, started = PRESETS[preset_name], time.perf_counter()
+    study, started = PRESETS[preset_name], time.perf_counter()
     cache.mkdir(parents=True, exist_ok=True)
-    expert_jobs = [
-        ExpertJob(
+    expert_jobs = {
+        task: ExpertJob(
             environment=TASKS[task][0],
             parameters=json.dumps(TASKS[task][1]),
-            steps=preset.expert_steps[task],
-            sizes=preset.expert_sizes,
-            episodes=preset.demonstrations,
-            every=preset.every,
+            steps=study.expert_steps[task],
+            sizes=study.expert_sizes,
+            episodes=study.demonstrations,
+            every=study.every,
             cache=cache,
         )
-        for task in preset.tasks
-    ]
-    experts = dict(
-        zip(
-            preset.tasks,
-            run_all(expert_jobs, cache, workers=workers, title="experts", runner=run_expert_job),
-            strict=True,
-        )
-    )
-    demonstrations = {task: job.demonstrations for task, job in zip(preset.tasks, expert_jobs, strict=True)}
+        for task in study.tasks
+    }
+    trained = run_all(list(expert_jobs.values()), cache, workers=workers, title="experts", runner=run_expert_job)
+    experts = dict(zip(study.tasks, trained, strict=True))
     scales = {
         task: [sum(expert[who]) / len(expert[who]) for who in ("random_returns", "returns")]
         for task, expert in experts.items()
     }
-    table = methods(policy="tanh_normal", kernel="rbf", sizes=preset.sizes, pretrain=preset.pretrain, fit=preset.fit)
+    table = methods(policy="tanh_normal", kernel="rbf", sizes=study.sizes, pretrain=study.pretrain, fit=study.fit)
 
-    def job(task: str, name: str, steps: int, members: list[tuple[dict[str, float], int]], stage: str) -> NppacJob:
-        environment, parameters, horizon = TASKS[task]
-        method: Method = table[name]
-        return make_job(
-            environment,
-            name,
-            method,
-            demonstrations=demonstrations[task],
-            loop={"total_steps": steps, "batch_size": preset.batch_size, "log_points": preset.log_points},
-            members=members,
-            parameters=parameters,
-            evaluation=(preset.evaluation_episodes, horizon + 1),
-            stage=stage,
-            task=task,
-        )
+    def environment_of(task: str) -> dict[str, Any]:
+        return dict(zip(("environment", "parameters", "horizon"), TASKS[task], strict=True))
 
-    tuning = run_all(
-        [
-            job(
-                task,
-                name,
-                preset.tuning_steps,
-                [
-                    ({table[name].tuned[0]: v}, 1000 + s)
-                    for v in table[name].tuned[1]
-                    for s in range(preset.tuning_seeds)
-                ],
-                "tuning",
-            )
-            for task in preset.tuning_tasks
-            for name in preset.methods
-        ],
-        cache,
-        workers=workers,
-        title="tuning",
-        runner=run_nppac_job,
+    demonstrations = {task: job.demonstrations for task, job in expert_jobs.items()}
+    results = run_study(
+        study, lambda task, name: table[name], environment_of, demonstrations, scales, workers=workers, cache=cache
     )
-    chosen = choose(tuning, preset.methods, scales)
-    final = run_all(
-        [
-            job(task, name, preset.steps, [(chosen[name], seed) for seed in range(preset.seeds)], "final")
-            for task in preset.tasks
-            for name in preset.methods
-        ],
-        cache,
-        workers=workers,
-        title="final runs",
-        runner=run_nppac_job,
-    )
+    results["compute_seconds"] += sum(expert["seconds"] for expert in trained)
     content = {
         "benchmark": "nppac_locomotion",
         "preset": preset_name,
@@ -213,15 +159,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
         "scales": scales,
         "experts": experts,
         "seconds": round(time.perf_counter() - started, 1),
-        "compute_seconds": round(
-            sum(r["fit_seconds"] + r["run_seconds"] for r in tuning + final)
-            + sum(expert["seconds"] for expert in experts.values()),
-            1,
-        ),
-        "sizes": dataclasses.asdict(preset),
-        "chosen": chosen,
-        "final": final,
-        "tuning": tuning,
+        **results,
     }
     write_json(output, content)
     return content

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.jobs import provenance, rounded, run_all, write_json
 from benchmarks.nppac_adroit import KERNELS, SHARED, record
-from benchmarks.nppac_jobs import ExpertJob, Method, make_job, run_expert_job, run_nppac_job
+from benchmarks.nppac_jobs import CachedJob, ExpertJob, Method, make_job, run_expert_job, run_nppac_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,24 +104,22 @@ def circle() -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationJob:
-    """One reference on one set of demonstrations, for all seeds of its fit."""
+class CalibrationJob(CachedJob):
+    """One reference on one set of demonstrations, for all seeds of its fit.
 
-    environment: str
+    Attributes:
+        method: label.
+        reference: name and options.
+        seeds: of the fit.
+        grid: points along each side of the plane.
+        demonstrations: file in the cache; the circle's are made where it is empty.
+    """
+
     method: str
     reference: tuple[str, tuple[tuple[str, Any], ...]]
     seeds: int
     grid: int
     demonstrations: str
-    cache: Path
-
-    @property
-    def name(self) -> str:
-        """File name of the result."""
-        import hashlib
-
-        text = repr(dataclasses.replace(self, cache=Path()))
-        return "calibration-" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def cost(self) -> float:
@@ -206,7 +204,7 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
         title="calibration",
         runner=run_calibration,
     )
-    expert = ExpertJob("Pendulum-v1", "{}", 12_000, (64, 64), 5, 1, cache)
+    expert = ExpertJob("Pendulum-v1", cache, "{}", 12_000, (64, 64), 5, 1)
     (shown,) = run_all([expert], cache, workers=min(workers, 1), title="expert", runner=run_expert_job)
 
     def jobs(rows: dict[str, tuple[str, dict[str, Any]]], stage: str) -> list[Any]:
