@@ -65,6 +65,9 @@ def actor_loss(
     Returns:
         An `ActorOutput`.
 
+    Raises:
+        ValueError: if `mpo` is to sample from a reference that cannot.
+
     References:
         MPO: Abdolmaleki et al., "Maximum a Posteriori Policy Optimisation", ICLR 2018 (the policy is fitted without their
         trust region). ABM: Siegel et al., "Keep Doing What Worked", ICLR 2020. AWAC: Nair et al., "AWAC: Accelerating Online
@@ -76,6 +79,11 @@ def actor_loss(
     if config.actor == "reparameterised":
         loss = alpha * kl - value(action)
     elif config.actor == "mpo":
+        if not hasattr(batch.reference, "sample"):
+            raise ValueError(
+                f"actor='mpo' draws actions from the reference, and a {type(batch.reference).__name__} gives none; take a "
+                "Gaussian one, or another actor."
+            )
         samples = jax.vmap(batch.reference.sample)(jax.random.split(sample_key, config.mpo_samples))
         samples = jnp.clip(samples, -1.0, 1.0)
         log_weights = jax.nn.log_softmax(jax.lax.stop_gradient(jax.vmap(value)(samples)) / alpha, axis=0)

@@ -11,6 +11,7 @@ from jaxrl_off.agents.kl_regularised_config import preset
 from jaxrl_off.agents.kl_regularised_losses import actor_loss, prior_loss
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.networks import GaussianPolicy
+from jaxrl_off.references import Uniform
 from jaxrl_off.types import Transition
 
 SPEC = envs.make("Pendulum-v1", 1).spec
@@ -46,7 +47,7 @@ def batch_with(reference, action=0.0, size=5):
 
 
 def test_mpo_moves_to_the_reweighted_reference():
-    """Of pi_0 = N(0, s^2) and Q = a, the target pi_0 exp(Q / alpha) is N(s^2 / alpha, s^2); its KL to pi_0 is s^2 / 2 alpha^2."""
+    """Of pi_0 = N(0, s^2) and Q = a, the target pi_0 exp(Q / alpha) is N(s^2 / alpha, s^2), its KL to pi_0 s^2 / 2 alpha^2."""
     config = preset("bm_mpo", mpo_samples=20_000)
     std, alpha = 0.1, 0.08
     batch = batch_with(normal(0.0, std, 2), size=2)
@@ -62,6 +63,12 @@ def test_mpo_moves_to_the_reweighted_reference():
     np.testing.assert_allclose(slopes, 0.0, atol=0.3)  # the scale of a score is 1 / std = 10
     away = jax.grad(loss, has_aux=True)(jnp.array(0.0), jnp.log(std))[0]
     np.testing.assert_allclose(away, -(1.0 / std**2) * std**2 / alpha, rtol=0.05)
+
+
+def test_mpo_needs_a_reference_that_samples():
+    batch = batch_with(Uniform(jnp.zeros(5)))
+    with pytest.raises(ValueError, match="a Uniform gives none; take a Gaussian one"):
+        actor_loss(preset("bm_mpo"), jax.random.key(0), jnp.array(1.0), normal(0.0, 0.1), lambda a: a[:, 0], batch)
 
 
 def test_advantage_weights_by_hand():
