@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-PLACES = {"--cache", "--output", "--curves", "--peer-python", "--purejaxrl"}
+PLACES = {"--cache", "--output", "--curves", "--peer-python", "--purejaxrl", "--experts"}
 CURVES = (
     "steps",
     "episode_return",
@@ -230,7 +230,10 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             return None
 
-    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "flashbax", "ale-py", "rejax", "numpy", "rliable")
+    packages = (
+        "jax", "jaxlib", "flax", "optax", "gymnax", "flashbax", "brax", "ale-py", "gymnasium", "gymnasium-robotics", "mujoco",
+        "rejax", "numpy", "rliable",
+    )  # fmt: skip
     return {
         "command": _command(sys.argv),
         "date": datetime.date.today().isoformat(),

@@ -38,24 +38,27 @@ class Method(NamedTuple):
         preset: key of `agents.PRESETS`.
         static: overrides that select the variant.
         reference: name and options of its reference policy, or None.
-        tuned: the real that is tuned, and the values tried; as many for every method.
+        tuned: the reals that are tuned together, and the values tried; as many for every method.
         updates_per_step: gradient updates per sample collected.
     """
 
     preset: str
     static: dict[str, Any]
     reference: tuple[str, dict[str, Any]] | None
-    tuned: tuple[str, tuple[float, ...]]
+    tuned: tuple[tuple[str, ...], tuple[float, ...]]
     updates_per_step: int = 1
 
 
 def methods(
     *, policy: str, kernel: str, sizes: tuple[int, ...], pretrain: int, fit: dict[str, Any]
 ) -> dict[str, Method]:
-    """All methods, with one policy class and one network size.
+    """All methods, with one network size.
+
+    Methods keep what makes them themselves: BRAC-v is not pre-trained and samples its KL four times, RLPD's policy is squashed,
+    AWAC's and the clone's are not. RLPD is cut to 4 critics and 4 updates a step, from 10 and 20.
 
     Args:
-        policy: `normal` (hand) or `tanh_normal`.
+        policy: `normal` (hand) or `tanh_normal`, of all others.
         kernel: of the Gaussian process.
         sizes: hidden layers of all networks.
         pretrain: updates of pre-training, and of offline learning where a method has that instead.
@@ -63,9 +66,8 @@ def methods(
     """
     networks = dict(policy_sizes=sizes, critic_sizes=sizes)
     kl = dict(policy=policy, kl="analytic" if policy == "normal" else "sampled", pretrain_updates=pretrain, **networks)
-    demonstrated = dict(demonstration_fraction=0.25, offline_updates=pretrain, **networks)
-    alphas = ("alpha", (0.01, 0.05, 0.2, 1.0))
-    rates = ("learning_rate", (1e-4, 3e-4, 1e-3, 3e-3))
+    alphas = (("alpha",), (0.01, 0.05, 0.2, 1.0))
+    rates = (("learning_rate", "critic_learning_rate"), (1e-4, 3e-4, 1e-3, 3e-3))
     network = fit["network"]
 
     def nppac(reference: str, **options: Any) -> Method:
@@ -79,7 +81,9 @@ def methods(
         "N-PPAC (ensemble)": nppac("ensemble", **network),
         "N-PPAC (dropout)": nppac("dropout", **network),
         "BRAC-v": Method("brac_v", dict(policy=policy, **networks), ("gaussian_network", network), alphas),
-        "AWAC": Method("awac", demonstrated, None, ("alpha", (0.03, 0.1, 1.0 / 3.0, 1.0))),
+        "AWAC": Method(
+            "awac", dict(offline_updates=pretrain, **networks), None, (("alpha",), (0.03, 0.1, 1.0 / 3.0, 1.0))
+        ),
         "SAC": Method("sac", dict(policy=policy, **networks), None, rates),
         "SAC from demonstrations": Method("sacfd", dict(policy=policy, **networks), None, rates),
         "RLPD (4 updates a step)": Method("rlpd", dict(critics=4, policy_period=4, **networks), None, rates, 4),

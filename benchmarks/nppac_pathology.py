@@ -213,7 +213,7 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
     def jobs(rows: dict[str, tuple[str, dict[str, Any]]], stage: str) -> list[Any]:
         static = dict(policy_sizes=(64, 64), critic_sizes=(64, 64), pretrain_updates=2_000)
         # the critic's values are some hundreds, so that the penalty weighs as much as on the other tasks
-        method = {label: Method("nppac", static, reference, ("alpha", (1.0,))) for label, reference in rows.items()}
+        method = {label: Method("nppac", static, reference, (("alpha",), (1.0,))) for label, reference in rows.items()}
         return [
             make_job(
                 "Pendulum-v1",

@@ -35,7 +35,10 @@ def scores_of(run: dict[str, Any], scale: list[float] | None = None) -> dict[str
 def choose(
     tuning: list[dict[str, Any]], names: tuple[str, ...], scales: dict[str, list[float]] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Setting of each method with the highest mean area over tuning tasks and seeds; its preset's own without tuning."""
+    """Setting of each method with the highest mean area over tuning tasks and seeds.
+
+    Without tuning, or where all settings do equally well (or badly), a method keeps its preset's own: `{}`.
+    """
     chosen: dict[str, dict[str, float]] = {name: {} for name in names}
     table: dict[str, dict[tuple, list[float]]] = {}
     for result in tuning:
@@ -44,7 +47,9 @@ def choose(
             score = scores_of(run, (scales or {}).get(result["task"]))["area"]
             table.setdefault(result["method"], {}).setdefault(setting, []).append(score)
     for name, settings in table.items():
-        chosen[name] = dict(max(settings, key=lambda setting: np.mean(settings[setting])))
+        means = {setting: np.mean(scores) for setting, scores in settings.items()}
+        if len(set(means.values())) > 1:
+            chosen[name] = dict(max(means, key=lambda setting: means[setting]))
     return chosen
 
 

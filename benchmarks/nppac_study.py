@@ -96,8 +96,8 @@ def run_study(
 
     def trials(name: str, method: Method) -> list[tuple[dict[str, float], int]]:
         del name
-        parameter, values = method.tuned
-        return [({parameter: value}, 1000 + seed) for value in values for seed in range(study.tuning_seeds)]
+        names, values = method.tuned
+        return [(dict.fromkeys(names, value), 1000 + seed) for value in values for seed in range(study.tuning_seeds)]
 
     def run(title: str, queue: list[Any]) -> list[dict[str, Any]]:
         return run_all(queue, cache, workers=workers, title=title, runner=run_nppac_job)

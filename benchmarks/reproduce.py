@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     for paper, presets in PAPERS.items():
         if options.paper in (None, paper):
+            if options.preset not in presets:
+                print(f"{paper} has no preset {options.preset}; its largest is {list(presets)[-1]}.")
             for module in presets.get(options.preset, ()):
                 importlib.import_module(module).main(["--preset", options.preset])
     from benchmarks.report import write_report

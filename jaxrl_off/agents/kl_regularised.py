@@ -175,7 +175,7 @@ def make(
             def loss(params: PyTree) -> Array:
                 distribution = policy.apply({"params": params}, batch.observation)
                 if config.with_reference:
-                    return jnp.mean(kl_to_reference(config, sample_key, distribution, batch.reference)[0])
+                    return jnp.mean(kl_to_reference(config, sample_key, distribution, batch.reference)[2])
                 return -jnp.mean(distribution.log_prob(batch.action))
 
             gradients = jax.grad(loss)(state.policy)
@@ -184,7 +184,7 @@ def make(
 
         def learn_offline(state: ActorCriticState, key: Array) -> tuple[ActorCriticState, None]:
             row_key, update_key = jax.random.split(key)
-            return learn(state, update_key, rows(row_key, config.offline_batch))[0], None
+            return learn(state, update_key, rows(row_key, config.offline_batch), offline=True)[0], None
 
         imitate_key, offline_key = jax.random.split(key)
         state, _ = jax.lax.scan(imitate, state, jax.random.split(imitate_key, config.pretrain_updates))
@@ -195,10 +195,11 @@ def make(
         state: ActorCriticState, key: Array, observation: Array, core: PyTree, first: Array, greedy: bool = False
     ) -> ActOutput:
         del first
+        policy_key, uniform_key = jax.random.split(key)
         distribution = policy.apply({"params": state.policy}, observation)
-        action = distribution.mode() if greedy else distribution.sample(key)
+        action = distribution.mode() if greedy else distribution.sample(policy_key)
         if config.initial_actions == "uniform" and not greedy:
-            random = jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0)
+            random = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
             action = jnp.where(state.updates == 0, random, action)
         zeros = jnp.zeros(action.shape[:1])
         return ActOutput(from_canonical(space, action), zeros, zeros, parameters=(), core=core)
@@ -314,10 +315,12 @@ def make(
         batch = batch._replace(reference=moments[0], next_reference=moments[1])
         return state._replace(prior=params, prior_optimiser=optimiser), batch
 
-    def learn(state: ActorCriticState, key: Array, batch: Transition) -> tuple[ActorCriticState, dict[str, Array]]:
+    def learn(
+        state: ActorCriticState, key: Array, batch: Transition, offline: bool = False
+    ) -> tuple[ActorCriticState, dict[str, Array]]:
         prior_key, target_key, policy_key = jax.random.split(key, 3)
         state, batch = with_prior(state, prior_key, batch)
-        alpha = temperature(config, state.log_alpha, state.updates, total_updates)
+        alpha = temperature(config, state.log_alpha, 0 if offline else state.updates, total_updates)
         target, share = target_of(state, target_key, alpha, batch)
         (loss, value), gradients = jax.value_and_grad(critic_loss, has_aux=True)(state.critic, batch, target)
         critic_params, critic_optimiser = step_of(
@@ -369,7 +372,7 @@ def _stored_demonstrations(
     )
     return Transition(
         observation=observation,
-        action=to_canonical(space, jnp.asarray(demonstrations.action, jnp.float32)),
+        action=to_canonical(space, jnp.asarray(demonstrations.action, jnp.float32).reshape(-1, *space.shape)),
         reward=jnp.asarray(demonstrations.reward, jnp.float32),
         terminated=jnp.asarray(demonstrations.terminated, bool),
         next_observation=next_observation,
@@ -382,6 +385,8 @@ def _mixed(key: Array, batch: Transition, demonstrations: Transition, fraction: 
     """The batch with its first rows replaced by uniformly drawn demonstrations."""
     size = batch.reward.shape[0]
     count = round(fraction * size)
+    if count == 0:
+        raise ValueError(f"demonstration_fraction={fraction} of a batch of {size} is no row at all; raise one of them.")
     index = jax.random.randint(key, (count,), 0, demonstrations.reward.shape[0])
     return jax.tree.map(lambda rows, demos: jnp.concatenate([demos[index], rows[count:]]), batch, demonstrations)
 

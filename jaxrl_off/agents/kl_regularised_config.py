@@ -1,4 +1,4 @@
-"""The configuration of the KL-regularised actor-critic and its presets: SAC, BRAC, N-PPAC, RLPD, AWAC, ABM, cloning."""
+"""The configuration of the KL-regularised actor-critic and its presets: SAC, BRAC, N-PPAC, RLPD, AWAC, MPO, ABM, cloning."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class KLRegularisedConfig:
         pretrain_batch: observations in each of them.
         offline_updates: updates of everything on demonstrations alone before the first online one (AWAC).
         offline_batch: transitions in each of them.
-        alpha: coefficient of the KL, initial value where it moves.
+        alpha: coefficient of the KL, initial value where it moves; lambda of `advantage_weighted` and eta of `mpo`.
         alpha_final: see `temperature`.
         target_entropy: per action dimension; SAC -1, RLPD -0.5.
         kl_budget: see `temperature`.
@@ -172,7 +172,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 updates of pre-training (N-PPAC's code: 400 epochs in minibatches of 64, for 15,000 points 94,000), a fixed share of 0.25
 of demonstrations in a batch for methods that put them into the replay (`sacfd`, `awac`, `abm`), MPO's 20 samples and its
 budget. `awac` has CORL's weights (alpha is their lambda: 1/3 for MuJoCo, 0.1 for Adroit) and a standard deviation that
-depends on the observation, where AWAC's is one vector."""
+depends on the observation, where AWAC's is one vector. `bm_mpo` is ABM's baseline: MPO towards a reference fitted to all
+data, here the one that is given. `rlpd` moves its policy at every twentieth update: it wants the regime of its name."""
 
 
 def preset(name: str, **overrides: Any) -> KLRegularisedConfig:
@@ -204,13 +205,20 @@ def check(config: KLRegularisedConfig) -> None:
         ValueError: naming the field, what was given and what is allowed.
     """
     check_choices(config, _CHOICES)
-    if config.kl == "analytic" and not config.with_reference:
+    if config.kl == "analytic" and not config.with_reference and config.prior == "frozen":
         raise ValueError("kl='analytic' compares the policy with a reference; set with_reference=True or kl='sampled'.")
     if config.prior != "frozen" and config.with_reference:
         raise ValueError(f"prior={config.prior!r} learns the reference; set with_reference=False or prior='frozen'.")
     if config.actor == "mpo" and not config.with_reference and config.prior == "frozen":
         raise ValueError(
             "actor='mpo' samples from a reference; set with_reference=True, or prior='advantage_filtered' to learn one."
+        )
+    budget, samples = config.kl_budget, config.mpo_samples
+    bounded = config.actor == "mpo" and config.temperature == "kl" and isinstance(budget, (int, float))
+    if bounded and samples >= 1 and budget >= math.log(samples):
+        raise ValueError(
+            f"kl_budget={budget} cannot be spent: weights of mpo_samples={samples} actions are at most log({samples}) = "
+            f"{math.log(samples):.2f} nats away from the reference; lower the one or raise the other."
         )
     infinity = math.inf
     ranges = {

@@ -84,7 +84,7 @@ def actor_loss(
                 f"actor='mpo' draws actions from the reference, and a {type(batch.reference).__name__} gives none; take a "
                 "Gaussian one, or another actor."
             )
-        samples = jax.vmap(batch.reference.sample)(jax.random.split(sample_key, config.mpo_samples))
+        samples = jax.vmap(_floored(config, batch.reference).sample)(jax.random.split(sample_key, config.mpo_samples))
         samples = jnp.clip(samples, -1.0, 1.0)
         log_weights = jax.nn.log_softmax(jax.lax.stop_gradient(jax.vmap(value)(samples)) / alpha, axis=0)
         weights = jnp.exp(log_weights)
@@ -173,7 +173,7 @@ def reference_metrics(config: KLRegularisedConfig, alpha: Array, action: Array, 
     }
 
 
-def temperature(config: KLRegularisedConfig, log_alpha: Array, updates: Array, total_updates: int) -> Array:
+def temperature(config: KLRegularisedConfig, log_alpha: Array, updates: Array | int, total_updates: int) -> Array:
     """Alpha, the coefficient of the KL, after `updates` of `total_updates`."""
     if config.temperature in ("entropy", "kl"):
         return jnp.exp(log_alpha)

@@ -52,6 +52,7 @@ def collect(options: Collect) -> int:
 
     from jaxrl_off import envs, training
     from jaxrl_off.data.demonstrations import episode_returns, save
+    from jaxrl_off.data.minari_files import check_new_id, to_minari
     from jaxrl_off.data.policy_files import load_policy
 
     if (options.run is None) == (options.policy is None):
@@ -61,6 +62,12 @@ def collect(options: Collect) -> int:
         raise ValueError(f"the output must end in .npz or be minari:NAME-v0, got {options.output!r}.")
     if dataset is None and Path(options.output).exists():
         raise ValueError(f"{options.output} exists and is not overwritten; give another name.")
+    if dataset is not None:
+        check_new_id(dataset)
+    if options.episodes < 1 or options.num_envs < 1:
+        raise ValueError(
+            f"--episodes and --num-envs must be at least 1, got {options.episodes} and {options.num_envs}."
+        )
     name, parameters = options.env, {}
     if options.run is not None:
         loaded = training.load_run(options.run)
@@ -90,8 +97,6 @@ def collect(options: Collect) -> int:
     if dataset is None:
         save(demonstrations, options.output)
     else:
-        from jaxrl_off.data.minari_files import to_minari
-
         source = f"the run {options.run}" if options.run is not None else f"the policy file {options.policy}"
         actions = "greedy" if options.greedy else "sampled"
         to_minari(demonstrations, dataset, lanes.spec, description=f"{name}, {actions} actions of {source}")

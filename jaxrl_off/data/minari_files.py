@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,14 +84,10 @@ def to_minari(
         FileExistsError: if there is such a data set; nothing is overwritten.
         ValueError: for an invalid id, demonstrations that `check` refuses, or subsampled ones.
     """
+    path = check_new_id(dataset_id)
     minari = _minari()
     import gymnasium
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage import get_dataset_path
 
-    if not re.search(r"-v\d+$", dataset_id):
-        raise ValueError(f"a Minari id ends in its version, such as {dataset_id}-v0; got {dataset_id!r}.")
-    parse_dataset_id(dataset_id)  # before a folder is made
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant dimensions are no harm to a record
         check(demonstrations, spec)
@@ -102,9 +99,6 @@ def to_minari(
             f"{broken.size} steps are not followed by their successor, first step {broken[0]}: Minari stores a trajectory as "
             "one chain of observations. Write the demonstrations before subsampling them."
         )
-    path = get_dataset_path(dataset_id)
-    if path.exists():
-        raise FileExistsError(f"there is a Minari data set {dataset_id!r} at {path}; give another name or version.")
 
     buffers = []
     for number in range(int(demos.episode[-1]) + 1):
@@ -137,6 +131,27 @@ def to_minari(
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)  # no half-written data set
         raise
+
+
+def check_new_id(dataset_id: str) -> Path:
+    """The folder of a data set that is still to be written.
+
+    Raises:
+        ImportError: if minari is not installed.
+        ValueError: for an invalid id.
+        FileExistsError: if there is such a data set.
+    """
+    _minari()
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
+
+    if not re.search(r"-v\d+$", dataset_id):
+        raise ValueError(f"a Minari id ends in its version, such as {dataset_id}-v0; got {dataset_id!r}.")
+    parse_dataset_id(dataset_id)
+    path = get_dataset_path(dataset_id)
+    if path.exists():
+        raise FileExistsError(f"there is a Minari data set {dataset_id!r} at {path}; give another name or version.")
+    return path
 
 
 def _minari() -> Any:

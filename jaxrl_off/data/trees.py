@@ -80,6 +80,8 @@ def _describe(node: Any, arrays: list[np.ndarray]) -> Any:
     if node is None:
         return None
     if isinstance(node, dict):
+        if not all(isinstance(name, str) for name in node):
+            raise TypeError(f"cannot store a dictionary with the keys {list(node)[:5]}; only text is taken.")
         return {"dict": {name: _describe(child, arrays) for name, child in node.items()}}
     if isinstance(node, (tuple, list)):
         kind = type(node)
@@ -89,10 +91,11 @@ def _describe(node: Any, arrays: list[np.ndarray]) -> Any:
         if not (hasattr(kind, "_fields") and kind.__module__.startswith(_OURS)):
             raise TypeError(f"cannot store a {kind.__module__}.{kind.__qualname__}; its module is not this library's.")
         return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": children}
-    array = np.asarray(jax.device_get(node))
-    if array.dtype.kind not in "biuf":
+    array = np.asarray(jnp.asarray(node) if isinstance(node, (bool, int, float)) else jax.device_get(node))
+    if array.dtype.kind not in "biuf" or array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
         raise TypeError(
-            f"cannot store a {type(node).__name__} of type {array.dtype}; only arrays of numbers are taken."
+            f"cannot store a {type(node).__name__} of type {array.dtype}; only arrays of numbers that JAX holds as they are "
+            "(32 bits, unless x64 is on) are taken."
         )
     arrays.append(array)
     return len(arrays) - 1
@@ -112,4 +115,6 @@ def _build(node: Any, arrays: Any) -> PyTree:
     if not module.startswith(_OURS):
         raise ValueError(f"it names {node['class']}, which is not this library's")
     kind = getattr(importlib.import_module(module), name)
+    if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        raise ValueError(f"{node['class']} is no NamedTuple")
     return kind(*(_build(child, arrays) for child in node["fields"]))

@@ -1,7 +1,7 @@
 """What a run learns from besides its environment: demonstrations, and a reference policy fitted to them once.
 
 Both are kept in the run's directory (`demonstrations.npz` where the agent goes on using them, `reference.npz`), so that a run
-that is resumed or read back needs neither the original file nor another fit.
+that is resumed needs no other fit, and one that is read back not even the original file.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off import agents, references
 from jaxrl_off.data.demonstrations import Demonstrations, check, load, save
 from jaxrl_off.data.trees import load_tree, save_tree
+from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.envs.base import EnvironmentSpec, to_canonical
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.progress import fitting, say
@@ -36,8 +38,8 @@ def describe(
     """The part of a run's identity that says what it learns from; checks that it all fits together.
 
     Returns:
-        `demonstrations` (SHA-256 of their arrays), `repair_demonstrations`, `reference` and `reference_options`: JSON-able,
-        None where not given.
+        `demonstrations` (SHA-256 of their arrays), `repair_demonstrations`, `reference` and `reference_options`, JSON-able;
+        nothing for a run that learns from its environment alone.
 
     Raises:
         ValueError: if the config needs what is not given, or has no use for what is.
@@ -70,14 +72,13 @@ def describe(
             "this agent has no use for demonstrations; leave them out, set demonstration_fraction, pretrain_updates or "
             "offline_updates above 0, or choose a preset that learns from them, such as nppac or rlpd."
         )
-    digest = None
-    if demonstrations is not None:
-        content = hashlib.sha256()
-        for field in demonstrations:
-            content.update(np.ascontiguousarray(field).tobytes())
-        digest = content.hexdigest()
+    if demonstrations is None:
+        return {}
+    content = hashlib.sha256()
+    for field in demonstrations:
+        content.update(np.ascontiguousarray(field).tobytes())
     return {
-        "demonstrations": digest,
+        "demonstrations": content.hexdigest(),
         "repair_demonstrations": repair,
         "reference": reference,
         "reference_options": dict(options or {}),
@@ -85,12 +86,12 @@ def describe(
 
 
 def checked(
-    config: Any, identity: dict[str, Any], spec: EnvironmentSpec, demonstrations: Demonstrations | None
+    identity: dict[str, Any], spec: EnvironmentSpec, demonstrations: Demonstrations | None
 ) -> Demonstrations | None:
-    """The demonstrations after `data.demonstrations.check`, and nothing written yet.
+    """The demonstrations after `data.demonstrations.check`.
 
     Raises:
-        ValueError: for demonstrations that do not suit the environment, or an agent that does not.
+        ValueError: for demonstrations that do not suit the environment.
     """
     if demonstrations is not None:
         repair = identity["repair_demonstrations"]
@@ -100,13 +101,23 @@ def checked(
             + (f" ({report['marked_truncated']} marked as truncated, " if repair else "")
             + (f"{report['clipped_actions']:.2%} of the action components clipped)." if repair else ".")
         )
-    parts: dict[str, Any] = {}
-    if identity["reference"] is not None:
-        parts["reference"] = references.make(identity["reference"], **identity["reference_options"]).apply
-    if agents.wants_demonstrations(config):
-        parts["demonstrations"] = demonstrations
-    agents.make(config, spec, total_updates=1, **parts)
     return demonstrations
+
+
+def stand_in(config: Any, identity: dict[str, Any], spec: EnvironmentSpec, demonstrations: Any) -> dict[str, Any]:
+    """Further arguments of `agents.make` before anything is fitted, good enough to trace a run with."""
+    parts: dict[str, Any] = {"demonstrations": demonstrations} if agents.wants_demonstrations(config) else {}
+    if identity.get("reference") == "uniform":
+        return parts | {"reference": references.uniform().apply, "reference_params": jnp.zeros(())}
+    if agents.wants_reference(config):
+
+        def apply(params: Any, observation: Any) -> DiagonalNormal:
+            del params
+            zeros = jnp.zeros((*observation.shape[:-1], len(spec.action_space.low)))
+            return DiagonalNormal(zeros, zeros)
+
+        parts["reference"] = apply
+    return parts
 
 
 def prepare(
@@ -133,11 +144,11 @@ def prepare(
     """
     if agents.wants_demonstrations(config) and not (directory / DEMONSTRATIONS_NAME).exists():
         save(demonstrations, directory / DEMONSTRATIONS_NAME)
-    if identity["reference"] is not None and not (directory / REFERENCE_NAME).exists():
+    if identity.get("reference") is not None and not (directory / REFERENCE_NAME).exists():
         reference = references.make(identity["reference"], **identity["reference_options"])
         # `loop.init` splits the seed's key, and evaluations fold 2^31 - 1 into it
         key = jax.random.fold_in(jax.random.key(identity["seed"]), 2**31 - 2)
-        actions = to_canonical(spec.action_space, demonstrations.action)
+        actions = to_canonical(spec.action_space, demonstrations.action.reshape(-1, *spec.action_space.shape))
         with fitting(f"fitting {identity['reference']}") if progress else nullcontext(None) as show:
             params = reference.fit(key, demonstrations.observation, actions, progress=show)
         save_tree(params, directory / REFERENCE_NAME)
@@ -152,7 +163,7 @@ def kept(directory: Path, config: Any, identity: dict[str, Any]) -> dict[str, An
     """
     parts: dict[str, Any] = {}
     try:
-        if identity["reference"] is not None:
+        if identity.get("reference") is not None:
             reference = references.make(identity["reference"], **identity["reference_options"])
             parts |= {"reference": reference.apply, "reference_params": load_tree(directory / REFERENCE_NAME)}
         if agents.wants_demonstrations(config):

@@ -80,7 +80,7 @@ def display(counts: Plan, start: int, label: str) -> Iterator[Callable[[int, Row
         now = time.perf_counter()
         rate = counts.iterations_per_log * counts.samples_per_iteration / (now - previous)
         previous = now
-        kl = "kl_to_behaviour" if "kl_to_behaviour" in row else "kl"
+        kl = "kl_to_behaviour" if "kl_to_behaviour" in row else "kl"  # without a reference: to the base measure, log pi
         text = f"return {row['episode_return']:.4g}  KL {row[kl]:.2g}  {rate:,.0f} samples/s"
         if not math.isnan(row.get("evaluation_return", math.nan)):
             text += f"  evaluation {row['evaluation_return']:.4g}"

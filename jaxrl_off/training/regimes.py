@@ -92,6 +92,20 @@ REGIMES: dict[str, Regime] = {
         "Fresh data and one update of all of it, as natural policy gradients (npg, dapg): 16 lanes of 200 steps. The authors "
         "of DAPG take 200 trajectories of up to 200 steps in each of 100 iterations.",
     ),
+    "rlpd": Regime(
+        1,
+        LoopSettings(
+            total_steps=250_000,
+            collect_length=50,
+            rollout_length=1,
+            batch_size=256,
+            reuse=20.0 * 256.0,
+            replay_capacity=250_000,
+            burn_in=5000,
+        ),
+        "RLPD (Ball et al., 2023): 20 updates of 256 samples per sample collected, the first after 5000. Its code updates "
+        "after every sample, this after 50.",
+    ),
     "paper_data_scarce": Regime(
         16,
         _PAPER,

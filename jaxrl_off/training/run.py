@@ -7,6 +7,7 @@ resumed ends with the same bits, in parameters and metrics (wall-clock columns a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -184,24 +185,39 @@ def run(
     environment = envs.make(environment_name, num_envs, **identity["environment_parameters"])
     evaluator = None
     try:
-        demonstrations = demonstrated.checked(config, identity, environment.spec, demonstrations)
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_whole(directory / CONFIG_NAME, text)
+        demonstrations = demonstrated.checked(identity, environment.spec, demonstrations)
+        if not resume:
+            parts = demonstrated.stand_in(config, identity, environment.spec, demonstrations)
+            rehearsal = make_loop(
+                agents.make(config, environment.spec, total_updates=counts.total_updates, **parts),
+                environment,
+                settings,
+            )
+            # tells what does not fit together before anything is written or fitted
+            jax.eval_shape(lambda key: rehearsal.iterate(rehearsal.init(key)), jax.random.key(seed))
+        describe = functools.partial(_describe, directory, text)
+        if not checkpoints.steps(directory):  # otherwise the newest one must first be found to be of this run
+            describe()
         parts = demonstrated.prepare(directory, config, identity, environment.spec, demonstrations, progress=progress)
         agent = agents.make(config, environment.spec, total_updates=counts.total_updates, **parts)
         loop = make_loop(agent, environment, settings)
         start, state = _begin(directory, loop, agent, environment, identity, resume)
         if start == counts.log_points:
             say(f"the run in {directory} is finished; returning what it stored.")
+            describe()
             return RunResult(state, read_last_row(directory) or {}, directory)
         if evaluate_every:
             evaluator = _Evaluator(agent, identity)
+        describe()
         with MetricsWriters(directory, keep_rows=start, tensorboard=tensorboard) as writers:
             shown = display(counts, start, environment_name) if progress else nullcontext(lambda number, row: None)
             before = read_last_row(directory) if start else None
             with Interruption() as interruption, shown as show:
                 clock = time.perf_counter() - (before["seconds"] if before else 0.0)
                 if state is None:
+                    before_first = getattr(config, "pretrain_updates", 0) + getattr(config, "offline_updates", 0)
+                    if before_first and progress:
+                        say(f"{before_first:,} updates on demonstrations before the first sample ...")
                     state = jax.jit(loop.init)(jax.random.key(seed))
                 log_interval = jax.jit(loop.log_interval, donate_argnums=0)
                 for number in range(start + 1, counts.log_points + 1):
@@ -328,6 +344,13 @@ def _check_directory(directory: Path, identity: dict[str, Any], resume: bool) ->
             )
         return
     description = _read_description(directory)
+    if description is None and not checkpoints.steps(directory):
+        kept = [name for name in demonstrated.NAMES if (directory / name).exists()]
+        if kept:
+            raise CheckpointError(
+                f"{directory} holds {' and '.join(kept)} of a run, but neither its {CONFIG_NAME} nor a checkpoint; give "
+                "another directory, or remove them."
+            )
     if description is not None:
         stored = {name: value for name, value in description.items() if name not in LABELS}
         checkpoints.check_identity(stored, identity, directory / CONFIG_NAME)
@@ -400,6 +423,13 @@ def _to_json(description: dict[str, Any]) -> str:
         raise ValueError(
             f"environment_parameters and reference_options must be JSON-able (numbers, strings, lists): {error}"
         ) from error
+
+
+def _describe(directory: Path, text: str) -> None:
+    """Write `config.json`, once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / CONFIG_NAME).exists():
+        _write_whole(directory / CONFIG_NAME, text)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -52,7 +52,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
     with pytest.raises(TypeError, match="cannot store"):
         save_tree(("text",), tmp_path / "y.npz")
     with pytest.raises(TypeError, match="its module is not this library's"):
-        save_tree(np.linalg.svd(np.eye(2)), tmp_path / "y.npz")
+        save_tree(np.linalg.svd(np.eye(2, dtype=np.float32)), tmp_path / "y.npz")
     with pytest.raises(ValueError, match="ends in .npz"):
         save_tree((1.0,), tmp_path / "y")
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
@@ -70,3 +70,14 @@ def test_files_that_are_something_else(structure, tmp_path):
         load_tree(path)
     with pytest.raises(FileNotFoundError):
         load_tree(tmp_path / "none.npz")
+
+
+def test_what_would_not_come_back_as_it_was_is_refused(tmp_path):
+    for tree in ({"n": np.array([2**40])}, (np.zeros(2),), {1: jnp.zeros(1)}):
+        with pytest.raises(TypeError, match="cannot store"):
+            save_tree(tree, tmp_path / "x.npz")
+    with open(tmp_path / "y.npz", "wb") as file:
+        structure = '{"class": "jaxrl_off.data.trees:load_tree", "fields": [0]}'
+        np.savez(file, structure=np.array(structure), **{"0": np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match="is no NamedTuple"):
+        load_tree(tmp_path / "y.npz")

@@ -1,5 +1,6 @@
 """Runs that learn from demonstrations: references fitted once and kept, exact resume, errors before anything is written."""
 
+import dataclasses
 import json
 import shutil
 
@@ -168,3 +169,36 @@ def test_dapg_runs_from_demonstrations(tmp_path, demonstrations):
     )
     assert result.metrics["nonfinite"] == 0
     same(result.state.agent, load_run(tmp_path / "run").agent_state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(settings=dict(rollout_length=5)), "set rollout_length=1, not 5"),
+        (dict(preset="bm_mpo", reference="uniform", options=None), "a Uniform gives none"),
+        (dict(config=dict(kl="analytic")), "needs policy and reference of one kind"),
+    ],
+)
+def test_what_only_tracing_tells_is_said_before_the_fit(arguments, message, tmp_path, demonstrations, monkeypatch):
+    changes = arguments.pop("settings", {})
+    monkeypatch.setitem(globals(), "SETTINGS", dataclasses.replace(SETTINGS, **changes))
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path / "run", demonstrations=demonstrations, **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_resume_changes_nothing(whole, tmp_path, demonstrations):
+    """`config.json` is gone and the arguments are wrong: the checkpoint refuses, and the right ones still work."""
+    directory = tmp_path / "copy"
+    shutil.copytree(whole.directory, directory)
+    (directory / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        start(directory, demonstrations=demonstrations, config={"demonstration_fraction": 0.4}, resume=True)
+    assert not (directory / "config.json").exists()
+    again = start(directory, demonstrations=demonstrations, config={"demonstration_fraction": 0.2}, resume=True)
+    same(whole.state.agent, again.state.agent)
+    assert (directory / "config.json").exists()
+    shutil.rmtree(directory / "checkpoints")
+    (directory / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="holds demonstrations.npz and reference.npz of a run, but neither"):
+        start(directory, demonstrations=demonstrations, config={"demonstration_fraction": 0.2}, resume=True)
