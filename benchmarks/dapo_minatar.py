@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import Job, pairs, provenance, run_all, write_json
+from benchmarks.jobs import Job, default_workers, pairs, provenance, run_all, write_json
 
 HERE = Path(__file__).parent
 ALL_GAMES = ("Breakout", "Asterix", "SpaceInvaders", "Freeway")
@@ -298,11 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("results/cache/dapo_minatar"), help="finished jobs")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
-    workers = options.workers
-    if workers is None:
-        import jax
-
-        workers = len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 0
+    workers = default_workers(options.workers)
     output = options.output or Path(f"results/dapo_minatar_{options.preset}.json")
     content = run(options.preset, workers=workers, cache=options.cache, output=output)
     from benchmarks.statistics import print_minatar

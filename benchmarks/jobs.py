@@ -210,6 +210,15 @@ def run_all(
     return [json.loads((cache / f"{job.name}.json").read_text()) for job in jobs]
 
 
+def default_workers(given: int | None) -> int:
+    """Processes to use: as given, else one a core on CPU and none but this one on an accelerator."""
+    if given is not None:
+        return given
+    import jax
+
+    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 0
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a killed process leaves the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)

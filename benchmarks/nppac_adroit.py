@@ -12,12 +12,11 @@ efficiency; last two points: final).
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import provenance, write_json
+from benchmarks.jobs import default_workers, provenance, write_json
 from benchmarks.nppac_jobs import Method, methods
 from benchmarks.nppac_statistics import print_table
 from benchmarks.nppac_study import Study, run_study
@@ -131,13 +130,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
+    )
     parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
     parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac_adroit"), help="finished jobs")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     output = options.output or Path(f"results/nppac_adroit_{options.preset}.json")
-    content = run(options.preset, workers=options.workers, experts=options.experts, cache=options.cache, output=output)
+    workers = default_workers(options.workers)
+    content = run(options.preset, workers=workers, experts=options.experts, cache=options.cache, output=output)
     print_table(content)
     print(f"written: {output}")
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.jobs import provenance, rounded, run_all, write_json
+from benchmarks.jobs import default_workers, provenance, rounded, run_all, write_json
 from benchmarks.nppac_adroit import KERNELS, SHARED, record
 from benchmarks.nppac_jobs import CachedJob, ExpertJob, Method, make_job, run_expert_job, run_nppac_job
 
@@ -257,14 +256,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # the toy sizes say all there is to say: the larger presets of the other scripts have nothing to add here
     parser.add_argument("--preset", choices=(*PRESETS, "gpu"), default="quick")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
+    )
     parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
     parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac_pathology"), help="finished jobs")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     preset = "cpu" if options.preset == "gpu" else options.preset
     output = options.output or Path(f"results/nppac_pathology_{preset}.json")
-    content = run(preset, workers=options.workers, experts=options.experts, cache=options.cache, output=output)
+    content = run(
+        preset, workers=default_workers(options.workers), experts=options.experts, cache=options.cache, output=output
+    )
     from benchmarks.nppac_statistics import print_pathology
 
     print_pathology(content)

@@ -22,7 +22,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13.5px; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d9dee5; text-align: left; vertical-align: top; }
 th { background: #f2f5f8; } img { max-width: 100%; } code { background: #f2f5f8; padding: 0 .2rem; }
-.reproduced { color: #11734b; font-weight: 600; } .not { color: #b3261e; font-weight: 600; } .undecided { color: #7a5c00; }
+.reproduced, .better, .holds { color: #11734b; font-weight: 600; } .not, .worse, .fails { color: #b3261e; font-weight: 600; }
+.undecided { color: #7a5c00; }
 .where { color: #5a6675; font-size: 13px; }
 """
 

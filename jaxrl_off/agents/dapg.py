@@ -36,6 +36,7 @@ from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import MLP, as_float
+from jaxrl_off.ops.natural_gradient import natural_direction
 from jaxrl_off.ops.returns import lambda_returns
 from jaxrl_off.types import Array, PyTree
 
@@ -370,50 +371,6 @@ def make(config: DapgConfig, spec: EnvironmentSpec, *, total_updates: int, demon
         return state, metrics
 
     return Agent(init, lambda lanes: (), act, process, update, lambda state: state)
-
-
-def fisher_product(
-    divergence: Callable[[PyTree], Array], params: PyTree, damping: Array | float
-) -> Callable[[PyTree], PyTree]:
-    """`v -> (F + damping I) v`, F the Hessian of the divergence at `params`.
-
-    Args:
-        divergence: `params -> float[]`, mean KL from the policy of `params`, so that F is its Fisher information.
-        params: where the divergence is 0.
-        damping: at least 0.
-
-    Returns:
-        The product, linear and on pytrees like `params`. What it shares between vectors is computed here, once.
-    """
-    _, hessian_product = jax.linearize(jax.grad(divergence), params)
-    return lambda vector: optax.tree.add_scale(hessian_product(vector), damping, vector)
-
-
-def natural_direction(
-    divergence: Callable[[PyTree], Array],
-    params: PyTree,
-    gradient: PyTree,
-    damping: Array | float,
-    iterations: int,
-) -> PyTree:
-    """`(F + damping I)^-1 gradient` by conjugate gradients from 0.
-
-    Args:
-        divergence, params, damping: see `fisher_product`.
-        gradient: like `params`.
-        iterations: at most; fewer once the residual is 1e-10 of the gradient.
-
-    Returns:
-        A pytree like `params`. However few the iterations, its product with the gradient is its own squared length in
-        `F + damping I`, so that the step's length needs no further product.
-
-    Example:
-        >>> bowl = lambda x: 0.5 * (x[0] ** 2 + 4.0 * x[1] ** 2)
-        >>> natural_direction(bowl, jnp.zeros(2), jnp.array([1.0, 2.0]), 0.0, 10)
-        Array([1. , 0.5], dtype=float32)
-    """
-    product = fisher_product(divergence, params, damping)
-    return jax.scipy.sparse.linalg.cg(product, gradient, tol=1e-10, maxiter=iterations)[0]
 
 
 class _PolicyNetwork(nn.Module):

@@ -14,8 +14,9 @@ from jaxrl_off.training.on_policy import (
     sweep,
 )
 from jaxrl_off.training.regimes import REGIMES, Regime, regime
-from jaxrl_off.training.run import LoadedRun, RunResult, TrainingDiverged, TrainingInterrupted, load_run, run
+from jaxrl_off.training.run import RunResult, TrainingDiverged, TrainingInterrupted, run
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
+from jaxrl_off.training.stored import LoadedRun, load_run
 
 __all__ = [
     "REGIMES",

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,10 +38,8 @@ from jaxrl_off.training.metrics import (
 from jaxrl_off.training.on_policy import Loop, LoopState, make_loop
 from jaxrl_off.training.progress import Interruption, display, samples_after, say
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
+from jaxrl_off.training.stored import CONFIG_NAME, LABELS, read_description, write_description
 from jaxrl_off.types import Array, PyTree
-
-CONFIG_NAME = "config.json"
-LABELS = ("preset", "jax", "backend")
 
 
 class TrainingDiverged(ArithmeticError):
@@ -66,22 +63,6 @@ class RunResult(NamedTuple):
     state: LoopState
     metrics: Row
     directory: Path
-
-
-class LoadedRun(NamedTuple):
-    """A trained agent read back from a run's directory.
-
-    Attributes:
-        agent: as the run built it.
-        agent_state: of the newest good checkpoint.
-        description: the run's `config.json`.
-        steps: samples behind the state.
-    """
-
-    agent: Agent
-    agent_state: Any
-    description: dict[str, Any]
-    steps: int
 
 
 def run(
@@ -195,7 +176,7 @@ def run(
             )
             # tells what does not fit together before anything is written or fitted
             jax.eval_shape(lambda key: rehearsal.iterate(rehearsal.init(key)), jax.random.key(seed))
-        describe = functools.partial(_describe, directory, text)
+        describe = functools.partial(write_description, directory, text)
         if not checkpoints.steps(directory):  # otherwise the newest one must first be found to be of this run
             describe()
         parts = demonstrated.prepare(directory, config, identity, environment.spec, demonstrations, progress=progress)
@@ -243,43 +224,6 @@ def run(
         environment.close()
         if evaluator:
             evaluator.environment.close()
-
-
-def load_run(directory: str | Path) -> LoadedRun:
-    """Read back the agent of a run, finished or not.
-
-    Args:
-        directory: of the run.
-
-    Returns:
-        A `LoadedRun`, with the newest good checkpoint's parameters.
-
-    Raises:
-        CheckpointError: if there is no run, no good checkpoint, or it was written by another version of the library.
-    """
-    directory = Path(directory)
-    description = _read_description(directory)
-    if description is None:
-        raise CheckpointError(
-            f"{directory} holds no run ({CONFIG_NAME} is missing); give the directory of a training run."
-        )
-    identity = {name: value for name, value in description.items() if name not in LABELS}
-    checkpoints.check_identity(identity, identity | {"version": checkpoints.library_version()}, directory)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
-    config = agents.FAMILIES[description["family"]].config(**fields)
-    settings = LoopSettings(**description["settings"])
-    environment = envs.make(
-        description["environment"], description["num_envs"], **description["environment_parameters"]
-    )
-    try:
-        counts = plan(settings, environment.num_envs)
-        parts = demonstrated.kept(directory, config, identity)
-        agent = agents.make(config, environment.spec, total_updates=counts.total_updates, **parts)
-        like = jax.eval_shape(make_loop(agent, environment, settings).init, jax.random.key(0))
-        restored = checkpoints.restore(directory, like, identity, pure=environment.pure)
-    finally:
-        environment.close()
-    return LoadedRun(agent, restored.state.agent, description, samples_after(restored.step, counts))
 
 
 class _Evaluator:
@@ -343,7 +287,7 @@ def _check_directory(directory: Path, identity: dict[str, Any], resume: bool) ->
                 "--resume), or give another directory."
             )
         return
-    description = _read_description(directory)
+    description = read_description(directory)
     if description is None and not checkpoints.steps(directory):
         kept = [name for name in demonstrated.NAMES if (directory / name).exists()]
         if kept:
@@ -356,21 +300,6 @@ def _check_directory(directory: Path, identity: dict[str, Any], resume: bool) ->
         checkpoints.check_identity(stored, identity, directory / CONFIG_NAME)
         if description.get("jax") != jax.__version__:
             say(f"the run began with jax {description.get('jax')}, this is {jax.__version__}: bits may differ.")
-
-
-def _read_description(directory: Path) -> dict[str, Any] | None:
-    path = directory / CONFIG_NAME
-    if not path.exists():
-        return None
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        description["family"], description["config"], description["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it and resume with the "
-            "arguments the run was started with."
-        ) from error
-    return description
 
 
 def _plain_config(given: Any, name: str | None) -> tuple[Any, str | None]:
@@ -423,16 +352,3 @@ def _to_json(description: dict[str, Any]) -> str:
         raise ValueError(
             f"environment_parameters and reference_options must be JSON-able (numbers, strings, lists): {error}"
         ) from error
-
-
-def _describe(directory: Path, text: str) -> None:
-    """Write `config.json`, once."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / CONFIG_NAME).exists():
-        _write_whole(directory / CONFIG_NAME, text)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)

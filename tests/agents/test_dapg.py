@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl_off import agents, envs
 from jaxrl_off.agents import ActOutput, Chunk
-from jaxrl_off.agents.dapg import DapgConfig, Samples, fisher_product, make, natural_direction, preset
+from jaxrl_off.agents.dapg import DapgConfig, Samples, make, preset
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.envs.base import (
     EnvironmentSpec,
@@ -22,6 +22,7 @@ from jaxrl_off.envs.base import (
     to_canonical,
     vectorise,
 )
+from jaxrl_off.ops.natural_gradient import fisher_product, natural_direction
 from jaxrl_off.training import LoopSettings, make_train, regime, stack_configs
 
 SPACE = continuous_space([-2.0, 0.0], [2.0, 10.0])

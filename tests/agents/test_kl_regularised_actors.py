@@ -41,9 +41,7 @@ def normal(mean, std, size=5):
 def batch_with(reference, action=0.0, size=5):
     zeros = jnp.zeros(size)
     row = transitions(size)
-    return row._replace(
-        action=jnp.full((size, 1), action), reward=zeros, reference=reference, next_reference=reference
-    )
+    return row._replace(action=jnp.full((size, 1), action), reward=zeros, reference=reference, next_reference=reference)
 
 
 def test_mpo_moves_to_the_reweighted_reference():
@@ -109,11 +107,15 @@ def test_pretraining_reaches_the_reference():
     """The reverse KL to a Gaussian reference that the policy can represent falls to almost nothing."""
 
     def reference(params, observation):
-        return DiagonalNormal(params * jnp.tanh(observation[..., :1]), jnp.full_like(observation[..., :1], jnp.log(0.2)))
+        return DiagonalNormal(
+            params * jnp.tanh(observation[..., :1]), jnp.full_like(observation[..., :1], jnp.log(0.2))
+        )
 
     config = preset("nppac_hand", policy_sizes=(32,), critic_sizes=(8,), pretrain_updates=1500, learning_rate=3e-3)
     demonstrations = transitions()
-    agent = make(config, SPEC, total_updates=1, reference=reference, reference_params=0.5, demonstrations=demonstrations)
+    agent = make(
+        config, SPEC, total_updates=1, reference=reference, reference_params=0.5, demonstrations=demonstrations
+    )
     state = jax.jit(agent.init)(jax.random.key(0))
     policy = GaussianPolicy(1, (32,), squash=False).apply({"params": state.policy}, demonstrations.observation)
     assert float(policy.kl(reference(0.5, demonstrations.observation)).mean()) < 0.02
