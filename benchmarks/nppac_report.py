@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def learning_section(content: dict[str, Any], plots: Path) -> str:
         "tasks and seeds, 95 % bootstrap intervals. The KL's gradient is alpha |d log pi_0(a|s) / d a|, its largest 99th "
         "percentile in training (median over runs). All seeds share the demonstrations and one fit of each reference: "
         "intervals are over training seeds alone.</p>",
+        *(f"<p>{html.escape(remark)}</p>" for remark in content.get("remarks", ())),
         table(header, lines),
         "<h3>N-PPAC with a Gaussian process against each other method</h3>",
         table(
