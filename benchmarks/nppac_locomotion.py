@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
     )
-    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac_locomotion"), help="finished jobs")
+    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac"), help="finished jobs")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     output = options.output or Path(f"results/nppac_locomotion_{options.preset}.json")

@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
     )
     parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
-    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac_pathology"), help="finished jobs")
+    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac"), help="finished jobs")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     preset = "cpu" if options.preset == "gpu" else options.preset
