@@ -49,6 +49,7 @@ def natural_direction(
         `F + damping I`, so that the step's length needs no further product.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> bowl = lambda x: 0.5 * (x[0] ** 2 + 4.0 * x[1] ** 2)
         >>> natural_direction(bowl, jnp.zeros(2), jnp.array([1.0, 2.0]), 0.0, 10)
         Array([1. , 0.5], dtype=float32)
