@@ -63,7 +63,6 @@ PRESETS = {
             "ensemble",
             "dropout",
             "GP",
-            "independent GPs",
             "sparse GP",
         ),
         trained=("network", "network, entropy bonus", "ensemble", "GP"),
@@ -89,7 +88,6 @@ def references_of(preset: Preset, kernel: str) -> dict[str, tuple[str, dict[str,
         "ensemble": ("ensemble", network),
         "dropout": ("dropout", network),
         "GP": ("gp_icm", preset.gp | dict(kernel=kernel)),
-        "independent GPs": ("gp_independent", preset.gp | dict(kernel=kernel)),
         "sparse GP": ("gp_sparse", dict(kernel=kernel, steps=min(preset.network_steps, 3000), inducing=200)),
     }
     return {name: table[name] for name in preset.references}
@@ -126,7 +124,7 @@ class CalibrationJob(CachedJob):
     @property
     def cost(self) -> float:
         """The order of fits."""
-        return {"ensemble": 5.0, "gp_independent": 4.0, "gp_icm": 3.0}.get(self.reference[0], 1.0)
+        return {"ensemble": 5.0, "gp_icm": 3.0}.get(self.reference[0], 1.0)
 
 
 def run_calibration(job: CalibrationJob) -> dict[str, Any]:
