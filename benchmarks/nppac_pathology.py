@@ -88,7 +88,7 @@ def references_of(preset: Preset, kernel: str) -> dict[str, tuple[str, dict[str,
         "ensemble": ("ensemble", network),
         "dropout": ("dropout", network),
         "GP": ("gp_icm", preset.gp | dict(kernel=kernel)),
-        "sparse GP": ("gp_sparse", dict(kernel=kernel, steps=min(preset.network_steps, 3000), inducing=200)),
+        "sparse GP": ("gp_sparse", dict(kernel=kernel, steps=1000, inducing=64)),
     }
     return {name: table[name] for name in preset.references}
 
