@@ -190,7 +190,7 @@ def make_job(
 
 
 def fitted_reference(
-    reference: tuple[str, dict[str, Any]], demonstrations: Path, space: Any, seed: int = 0
+    reference: tuple[str, dict[str, Any]], demonstrations: Path, space: Any, seed: int
 ) -> tuple[Any, Any]:
     """`(apply, params)` of a reference fitted to a file of demonstrations, from the cache where it was fitted before.
 
@@ -241,17 +241,25 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
     started = time.perf_counter()
     config = agents.preset(job.preset, **static)
     parts: dict[str, Any] = {}
+    fitted: dict[int, Any] = {seed: () for _, seed in job.members}
     if reference is not None:
-        fitted = fitted_reference(tuple(reference), demonstrations_path, lanes.spec.action_space)
-        parts["reference"], parts["reference_params"] = fitted
+        for seed in fitted:
+            parts["reference"], fitted[seed] = fitted_reference(
+                tuple(reference), demonstrations_path, lanes.spec.action_space, seed
+            )
     if agents.wants_demonstrations(config):
         parts["demonstrations"] = load(demonstrations_path)
     agent_of = functools.partial(agents.make, spec=lanes.spec, total_updates=total_updates, **parts)
     ready = time.perf_counter()
 
-    # the config is an argument, so that members share one program
-    init = jax.jit(lambda config, key: make_loop(agent_of(config), lanes, settings).init(key))
-    interval = jax.jit(lambda config, state: make_loop(agent_of(config), lanes, settings).log_interval(state))
+    # config and fitted reference are arguments, so that members share one program
+    @jax.jit
+    def init(config: Any, reference_params: Any, key: Any) -> Any:
+        return make_loop(agent_of(config, reference_params=reference_params), lanes, settings).init(key)
+
+    @jax.jit
+    def interval(config: Any, state: Any) -> Any:
+        return make_loop(agent_of(config), lanes, settings).log_interval(state)
 
     @jax.jit
     def judge(config: Any, agent_state: Any, key: Any) -> Any:
@@ -264,7 +272,7 @@ def run_nppac_job(job: NppacJob) -> dict[str, Any]:
         key = jax.random.key(seed)
         member = agents.preset(job.preset, **static, **dict(reals))
         member = jax.tree.map(lambda leaf: np.float32(leaf), member)
-        state = init(member, key)
+        state = init(member, fitted[seed], key)
         curves: dict[str, list[Any]] = {name: [] for name in ("evaluation_steps", "evaluation", *CURVES)}
         nonfinite = 0.0
         for number in range(plan(settings, job.num_envs).log_points + 1):

@@ -66,7 +66,7 @@ PRESETS = {
             "sparse GP",
         ),
         trained=("network", "network, entropy bonus", "ensemble", "GP"),
-        fit_seeds=3,
+        fit_seeds=5,
         steps=4_000,
         seeds=5,
         fixed=(1.0, 0.3, 0.1, 0.03, 0.01),

@@ -158,19 +158,15 @@ def make(
         if demonstrations is None:
             return state
         stored = _stored_demonstrations(demonstrations, space, lambda x: reference_of(state.reference, x))
-        state = _prepared(state, jax.random.fold_in(key, 3), stored)
+        state = prepared(state, jax.random.fold_in(key, 3), stored)
         return state._replace(demonstrations=stored) if config.demonstration_fraction > 0 else state
 
-    def _prepared(state: ActorCriticState, key: Array, stored: Transition) -> ActorCriticState:
+    def prepared(state: ActorCriticState, key: Array, stored: Transition) -> ActorCriticState:
         """After pre-training of the policy and updates on demonstrations alone."""
-
-        def rows(key: Array, size: int) -> Transition:
-            index = jax.random.randint(key, (size,), 0, stored.reward.shape[0])
-            return jax.tree.map(lambda leaf: leaf[index], stored)
 
         def imitate(state: ActorCriticState, key: Array) -> tuple[ActorCriticState, None]:
             row_key, sample_key = jax.random.split(key)
-            batch = rows(row_key, config.pretrain_batch)
+            batch = _rows(row_key, stored, config.pretrain_batch)
 
             def loss(params: PyTree) -> Array:
                 distribution = policy.apply({"params": params}, batch.observation)
@@ -184,11 +180,13 @@ def make(
 
         def learn_offline(state: ActorCriticState, key: Array) -> tuple[ActorCriticState, None]:
             row_key, update_key = jax.random.split(key)
-            return learn(state, update_key, rows(row_key, config.offline_batch), offline=True)[0], None
+            return learn(state, update_key, _rows(row_key, stored, config.offline_batch), offline=True)[0], None
 
         imitate_key, offline_key = jax.random.split(key)
-        state, _ = jax.lax.scan(imitate, state, jax.random.split(imitate_key, config.pretrain_updates))
-        state, _ = jax.lax.scan(learn_offline, state, jax.random.split(offline_key, config.offline_updates))
+        if config.pretrain_updates > 0:
+            state, _ = jax.lax.scan(imitate, state, jax.random.split(imitate_key, config.pretrain_updates))
+        if config.offline_updates > 0:
+            state, _ = jax.lax.scan(learn_offline, state, jax.random.split(offline_key, config.offline_updates))
         return state._replace(updates=jnp.zeros((), jnp.int32))
 
     def act(
@@ -381,14 +379,20 @@ def _stored_demonstrations(
     )
 
 
+def _rows(key: Array, transitions: Transition, count: int) -> Transition:
+    """`count` uniformly drawn rows, with replacement."""
+    index = jax.random.randint(key, (count,), 0, transitions.reward.shape[0])
+    return jax.tree.map(lambda leaf: leaf[index], transitions)
+
+
 def _mixed(key: Array, batch: Transition, demonstrations: Transition, fraction: float) -> Transition:
     """The batch with its first rows replaced by uniformly drawn demonstrations."""
     size = batch.reward.shape[0]
     count = round(fraction * size)
     if count == 0:
         raise ValueError(f"demonstration_fraction={fraction} of a batch of {size} is no row at all; raise one of them.")
-    index = jax.random.randint(key, (count,), 0, demonstrations.reward.shape[0])
-    return jax.tree.map(lambda rows, demos: jnp.concatenate([demos[index], rows[count:]]), batch, demonstrations)
+    drawn = _rows(key, demonstrations, count)
+    return jax.tree.map(lambda rows, demos: jnp.concatenate([demos, rows[count:]]), batch, drawn)
 
 
 def _expand(mask: Array, like: Array) -> Array:
