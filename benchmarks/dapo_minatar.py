@@ -9,13 +9,12 @@ its samples, as the paper scores training actors. The map varies reuse, stalenes
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import Job, default_workers, pairs, provenance, run_all, write_json
+from benchmarks.jobs import Job, command_line, default_workers, pairs, provenance, run_all, write_json
 
 HERE = Path(__file__).parent
 ALL_GAMES = ("Breakout", "Asterix", "SpaceInvaders", "Freeway")
@@ -289,13 +288,7 @@ def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument(
-        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
-    )
-    parser.add_argument("--cache", type=Path, default=Path("results/cache/dapo_minatar"), help="finished jobs")
-    parser.add_argument("--output", type=Path, default=None)
+    parser = command_line(__doc__, PRESETS, "dapo_minatar")
     options = parser.parse_args(arguments)
     workers = default_workers(options.workers)
     output = options.output or Path(f"results/dapo_minatar_{options.preset}.json")

@@ -7,6 +7,7 @@ nothing is computed, or overwritten, twice.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
 import hashlib
@@ -16,7 +17,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,18 @@ class Job:
     @property
     def name(self) -> str:
         """Content hash, the file name of the result."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+        return digest(dataclasses.asdict(self))
 
     @property
     def cost(self) -> float:
         """Trained and collected samples, to start the longest first."""
         s = dict(self.settings)
         return s["total_steps"] * (1.0 + 2.0 * s["reuse"]) * len(self.members)
+
+
+def digest(content: Any) -> str:
+    """Hash of something JSON-able, to name a file by what it holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def pairs(mapping: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -208,6 +214,17 @@ def run_all(
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(queue)} jobs failed:\n" + "\n".join(failures))
     return [json.loads((cache / f"{job.name}.json").read_text()) for job in jobs]
+
+
+def command_line(description: str, presets: Iterable[str], cache: str) -> argparse.ArgumentParser:
+    """What every benchmark of many jobs takes: `--preset`, `--workers`, `--cache` and `--output`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=tuple(presets), default="quick")
+    workers = "processes; default: cores on CPU, 0 (in process) on GPU"
+    parser.add_argument("--workers", type=int, default=None, help=workers)
+    parser.add_argument("--cache", type=Path, default=Path("results/cache") / cache, help="finished jobs")
+    parser.add_argument("--output", type=Path, default=None)
+    return parser
 
 
 def default_workers(given: int | None) -> int:

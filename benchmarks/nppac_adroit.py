@@ -11,12 +11,11 @@ efficiency; last two points: final).
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import default_workers, provenance, write_json
+from benchmarks.jobs import command_line, default_workers, provenance, write_json
 from benchmarks.nppac_jobs import Method, methods
 from benchmarks.nppac_statistics import print_table
 from benchmarks.nppac_study import Study, run_study
@@ -128,14 +127,8 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument(
-        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
-    )
+    parser = command_line(__doc__, PRESETS, "nppac")
     parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
-    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac"), help="finished jobs")
-    parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     output = options.output or Path(f"results/nppac_adroit_{options.preset}.json")
     workers = default_workers(options.workers)

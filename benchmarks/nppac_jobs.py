@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.jobs import pairs, rounded
+from benchmarks.jobs import digest, pairs, rounded
 
 CURVES = (
     "steps",
@@ -108,7 +107,7 @@ class CachedJob:
         """Content hash, the file name of the result."""
         content = dataclasses.asdict(self)
         del content["cache"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+        return digest(content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +156,23 @@ def make_job(
     loop: dict[str, Any],
     members: Iterable[tuple[dict[str, float], int]],
     parameters: dict[str, Any] | None = None,
-    num_envs: int = 4,
-    evaluation: tuple[int, int] = (10, 1000),
+    evaluation: tuple[int, int],
     **cell: Any,
 ) -> NppacJob:
-    """A job; `loop` holds `total_steps`, `batch_size` and `log_points`, `members` are (overrides of reals, seed)."""
+    """A job of four lanes.
+
+    Args:
+        environment: for `envs.make`.
+        method_name: label.
+        method: what is trained.
+        demonstrations: file in the cache.
+        loop: `total_steps`, `batch_size` and `log_points`.
+        members: pairs (overrides of reals, seed).
+        parameters: for `envs.make`.
+        evaluation: greedy episodes at every log point, and the most steps of each.
+        **cell: further labels of the result.
+    """
+    num_envs = 4
     steps, batch = loop["total_steps"], loop["batch_size"]
     settings = {
         "collect_length": 100 // num_envs,
@@ -209,8 +220,7 @@ def fitted_reference(
 
     name, options = reference
     made = references.make(name, **options)
-    tag = hashlib.sha256(json.dumps([reference, seed], sort_keys=True).encode()).hexdigest()[:12]
-    path = demonstrations.with_name(f"{demonstrations.stem}-{name}-{tag}.npz")
+    path = demonstrations.with_name(f"{demonstrations.stem}-{name}-{digest([reference, seed])}.npz")
     if not path.exists():
         demos = load(demonstrations)
         params = made.fit(jax.random.key(seed), demos.observation, to_canonical(space, demos.action))

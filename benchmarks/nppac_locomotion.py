@@ -10,14 +10,13 @@ judged on fresh seeds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import default_workers, provenance, run_all, write_json
+from benchmarks.jobs import command_line, default_workers, provenance, run_all, write_json
 from benchmarks.nppac_jobs import ExpertJob, methods, run_expert_job
 from benchmarks.nppac_statistics import print_table
 from benchmarks.nppac_study import Study, run_study
@@ -165,13 +164,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument(
-        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
-    )
-    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac"), help="finished jobs")
-    parser.add_argument("--output", type=Path, default=None)
+    parser = command_line(__doc__, PRESETS, "nppac")
     options = parser.parse_args(arguments)
     output = options.output or Path(f"results/nppac_locomotion_{options.preset}.json")
     content = run(options.preset, workers=default_workers(options.workers), cache=options.cache, output=output)

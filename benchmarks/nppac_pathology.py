@@ -4,14 +4,13 @@
 
 1. Calibration: standard deviation of every reference policy on, near and far from demonstrations, on a circle in the plane and
    on an Adroit task, over seeds of the fit; and on the plane of the states' first two principal components.
-2. The proposition: N-PPAC on Pendulum towards references with one mean and a fixed standard deviation sigma_0. The gradient of
-   the KL grows as sigma_0^-2, and with it returns fall.
+2. The proposition: N-PPAC on Pendulum towards references with one mean and a fixed standard deviation sigma_0. How the KL's
+   gradient in training, and the returns, go with sigma_0.
 3. The KL's gradient in training with fitted references on Pendulum: network against Gaussian process.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.jobs import default_workers, provenance, rounded, run_all, write_json
+from benchmarks.jobs import command_line, default_workers, provenance, rounded, run_all, write_json
 from benchmarks.nppac_adroit import KERNELS, SHARED, record
 from benchmarks.nppac_jobs import CachedJob, ExpertJob, Method, make_job, run_expert_job, run_nppac_job
 
@@ -251,15 +250,9 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # the toy sizes say all there is to say: the larger presets of the other scripts have nothing to add here
-    parser.add_argument("--preset", choices=(*PRESETS, "gpu"), default="quick")
-    parser.add_argument(
-        "--workers", type=int, default=None, help="processes; default: cores on CPU, 0 (in process) on GPU"
-    )
+    # the toy sizes say all there is to say: the gpu presets of the other scripts have nothing to add here
+    parser = command_line(__doc__, (*PRESETS, "gpu"), "nppac")
     parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
-    parser.add_argument("--cache", type=Path, default=Path("results/cache/nppac"), help="finished jobs")
-    parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     preset = "cpu" if options.preset == "gpu" else options.preset
     output = options.output or Path(f"results/nppac_pathology_{preset}.json")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import trim_mean
 
-from benchmarks.statistics import bootstrap_interval, verdict
+from benchmarks.statistics import bootstrap_interval, print_rows, verdict
 
 OURS = "N-PPAC (GP)"
 ENOUGH = 5  # seeds below which nothing is decided
@@ -61,27 +62,32 @@ def choose(
 
 def iqm(samples: list[np.ndarray]) -> float:
     """Interquartile mean over all scores."""
-    values = np.sort(np.concatenate(samples))
-    cut = len(values) // 4
-    return float(np.mean(values[cut : len(values) - cut]))
+    return float(trim_mean(np.concatenate(samples), 0.25))
+
+
+def samples_of(content: dict[str, Any], name: str, what: str) -> dict[str, np.ndarray]:
+    """A method's scores by task, `[seeds]` each; `what` is a key of `scores_of`."""
+    scales = content.get("scales", {})
+    return {
+        result["task"]: np.array([scores_of(run, scales.get(result["task"]))[what] for run in result["runs"]])
+        for result in content["final"]
+        if result["method"] == name
+    }
 
 
 def summarise(content: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each method: scores by task, interquartile means with 95 % intervals, and diagnostics of the KL."""
-    scales = content.get("scales", {})
     rows = []
     for name in content["sizes"]["methods"]:
-        results = [result for result in content["final"] if result["method"] == name]
-        scores = [[scores_of(run, scales.get(result["task"])) for run in result["runs"]] for result in results]
         row: dict[str, Any] = {"method": name, "chosen": content["chosen"][name]}
         for what in ("start", "area", "final"):
-            samples = [np.array([score[what] for score in task]) for task in scores]
-            row[what] = bootstrap_interval(iqm, samples)
+            samples = samples_of(content, name, what)
+            row[what] = bootstrap_interval(iqm, list(samples.values()))
             row[f"{what}_by_task"] = {
-                result["task"]: (float(s.mean()), float(s.std(ddof=1) / np.sqrt(len(s))) if len(s) > 1 else 0.0)
-                for result, s in zip(results, samples, strict=True)
+                task: (float(s.mean()), float(s.std(ddof=1) / np.sqrt(len(s))) if len(s) > 1 else 0.0)
+                for task, s in samples.items()
             }
-        runs = [run for result in results for run in result["runs"]]
+        runs = [run for result in content["final"] if result["method"] == name for run in result["runs"]]
         row["kl_gradient_p99"] = row["reference_std_p01"] = None
         if any(value is not None for run in runs for value in run["curves"]["reference_std_p01"]):
             row["kl_gradient_p99"] = float(np.median([largest_gradient(run) for run in runs]))
@@ -103,14 +109,6 @@ def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
 
     `better`, `worse` or `undecided`, each comparison for itself; below `ENOUGH` seeds all are undecided.
     """
-    scales = content.get("scales", {})
-
-    def samples(name: str, what: str) -> list[np.ndarray]:
-        return [
-            np.array([scores_of(run, scales.get(result["task"]))[what] for run in result["runs"]])
-            for result in content["final"]
-            if result["method"] == name
-        ]
 
     def difference(pairs: list[np.ndarray]) -> float:
         return float(np.mean([a.mean() - b.mean() for a, b in zip(pairs[0::2], pairs[1::2], strict=True)]))
@@ -121,7 +119,8 @@ def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         row: dict[str, Any] = {"other": name}
         for what in ("area", "final"):
-            alternating = [x for pair in zip(samples(OURS, what), samples(name, what), strict=True) for x in pair]
+            ours, others = samples_of(content, OURS, what), samples_of(content, name, what)
+            alternating = [x for task in ours for x in (ours[task], others[task])]
             row[what] = bootstrap_interval(difference, alternating)
             decided = {"reproduced": "better", "not reproduced": "worse"}
             told = verdict(*row[what][1:], "greater") if len(alternating[0]) >= ENOUGH else "undecided"
@@ -158,7 +157,7 @@ def table_of(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def print_table(content: dict[str, Any]) -> None:
     """The main table on the terminal."""
-    _print(f"{content['benchmark']}, preset {content['preset']}", *table_of(content))
+    print_rows(f"{content['benchmark']}, preset {content['preset']}", *table_of(content))
 
 
 def calibration_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -204,19 +203,7 @@ def print_pathology(content: dict[str, Any]) -> None:
         ("calibration", calibration_table(content)),
         ("Pendulum", gradient_table(content)),
     ):
-        _print(f"{content['benchmark']}, preset {content['preset']}: {title}", header, lines)
-
-
-def _print(title: str, header: list[str], lines: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in header:
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    Console(width=200).print(table)
+        print_rows(f"{content['benchmark']}, preset {content['preset']}: {title}", header, lines)
 
 
 def verdicts(content: dict[str, Any]) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -265,18 +265,26 @@ def _map(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def print_minatar(content: dict[str, Any]) -> None:
-    """Print the tables of the MinAtar benchmark."""
+def print_rows(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    table = Table(title=title)
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=200).print(table)
+
+
+def print_minatar(content: dict[str, Any]) -> None:
+    """Print the tables of the MinAtar benchmark."""
     summary = summarise_minatar(content)
     for regime, scores in summary["scores"].items():
-        table = Table(title=f"{regime}: mean return over the last fifth of training, with its standard error")
         games = list(next(iter(scores.values())))
-        for column in ("method", *games, "IQM [95 %]", "P(better than PPO)", "KL to behaviour"):
-            table.add_column(column)
+        header = ("method", *games, "IQM [95 %]", "P(better than PPO)", "KL to behaviour")
+        lines = []
         for method, by_game in scores.items():
             row = summary["aggregate"][regime][method]
             low, high = row["iqm_interval"]
@@ -284,19 +292,17 @@ def print_minatar(content: dict[str, Any]) -> None:
             if "improvement_on_ppo" in row:
                 worst, best = row["improvement_interval"]
                 improvement = f"{row['improvement_on_ppo']:.2f} [{worst:.2f}, {best:.2f}]"
-            table.add_row(
+            line = [
                 method,
                 *(f"{cell['mean']:.2f} ± {cell['standard_error']:.2f}" for cell in by_game.values()),
                 f"{row['iqm']:.2f} [{low:.2f}, {high:.2f}]",
                 improvement,
                 f"{np.mean([cell['kl'] for cell in by_game.values()]):.4f}",
-            )
-        console.print(table)
-    claims = Table(title="The paper's statements beside ours")
-    for column in ("statement", "paper", "ours [95 %]", "verdict"):
-        claims.add_column(column)
-    for row in summary["claims"]:
-        claims.add_row(
-            row["claim"], row["paper"], f"{row['ours']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]", row["verdict"]
-        )
-    console.print(claims)
+            ]
+            lines.append(line)
+        print_rows(f"{regime}: mean return over the last fifth of training, with its standard error", header, lines)
+    claims = [
+        (row["claim"], row["paper"], f"{row['ours']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]", row["verdict"])
+        for row in summary["claims"]
+    ]
+    print_rows("The paper's statements beside ours", ("statement", "paper", "ours [95 %]", "verdict"), claims)

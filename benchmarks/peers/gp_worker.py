@@ -30,6 +30,7 @@ from benchmarks.peers.sac_worker import (
 )
 from jaxrl_off import references
 from jaxrl_off.ops import gaussian_process as gp
+from jaxrl_off.ops.kernels import rbf
 
 QUERIES, QUERY_SIZE = 10, 256
 
@@ -82,7 +83,7 @@ def step_of(kind: str, observations: np.ndarray, actions: np.ndarray) -> Program
 
     def build() -> Clocks:
         with jax.enable_x64(True):
-            held["program"] = jax.jit(function, static_argnums=0).lower(gp.rbf, *arguments).compile()
+            held["program"] = jax.jit(function, static_argnums=0).lower(rbf, *arguments).compile()
         return NOTHING
 
     return Program(build, lambda key: held["program"](*arguments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec
 from jaxrl_off.types import Array, EpisodeStatistics, PyTree, Rollout
 
 
@@ -73,3 +74,24 @@ class Agent(NamedTuple):
     process: Callable[[Any, Chunk, int], Rollout]
     update: Callable[[Any, Array, Rollout], tuple[Any, dict[str, Array]]]
     publish: Callable[[Any], Any]
+
+
+def check_total_updates(total_updates: int) -> None:
+    """Refuse a number of updates below 1, with a ValueError."""
+    if total_updates < 1:
+        raise ValueError(f"total_updates must be at least 1, got {total_updates}.")
+
+
+def continuous_space(spec: EnvironmentSpec) -> ContinuousSpace:
+    """The action space, for families that need continuous actions and observations of one vector.
+
+    Raises:
+        ValueError: for other environments.
+    """
+    space = spec.action_space
+    if not isinstance(space, ContinuousSpace) or len(spec.observation_shape) != 1:
+        raise ValueError(
+            f"{spec.name} has observations {spec.observation_shape} and actions {space}; this family needs one vector of "
+            "observations and continuous actions."
+        )
+    return space

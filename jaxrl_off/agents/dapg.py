@@ -30,11 +30,11 @@ import jax.numpy as jnp
 import optax
 from flax.linen.initializers import orthogonal
 
-from jaxrl_off.agents.base import ActOutput, Agent, Chunk
+from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates, continuous_space
 from jaxrl_off.agents.presets import build, check_ranges, static
 from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.distributions import DiagonalNormal
-from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec, from_canonical, to_canonical
+from jaxrl_off.envs.base import EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import MLP, as_float
 from jaxrl_off.ops.natural_gradient import natural_direction
 from jaxrl_off.ops.returns import lambda_returns
@@ -216,14 +216,8 @@ def make(config: DapgConfig, spec: EnvironmentSpec, *, total_updates: int, demon
         0
     """
     check(config)
-    space = spec.action_space
-    if not isinstance(space, ContinuousSpace) or len(spec.observation_shape) != 1:
-        raise ValueError(
-            f"{spec.name} has observations {spec.observation_shape} and actions {space}; this family needs one vector of "
-            "observations and continuous actions."
-        )
-    if total_updates < 1:
-        raise ValueError(f"total_updates must be at least 1, got {total_updates}.")
+    space = continuous_space(spec)
+    check_total_updates(total_updates)
     if (demonstrations is not None) != config.with_demonstrations:
         raise ValueError(
             f"with_demonstrations={config.with_demonstrations} and demonstrations "

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_off.agents.base import ActOutput, Agent, Chunk
+from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates
 from jaxrl_off.agents.config import DivergenceAugmentedConfig, check
 from jaxrl_off.agents.losses import family_loss
 from jaxrl_off.envs.base import DiscreteSpace, EnvironmentSpec
@@ -77,8 +77,7 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
         0
     """
     check(config)
-    if total_updates < 1:
-        raise ValueError(f"total_updates must be at least 1, got {total_updates}.")
+    check_total_updates(total_updates)
     network = build_network(config, spec)
     optimiser = _make_optimiser(config)
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_off.agents.base import ActOutput, Agent, Chunk
+from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates, continuous_space
 from jaxrl_off.agents.kl_regularised_config import (
     DEMONSTRATION_FIELDS,
     KLRegularisedConfig,
@@ -102,14 +102,8 @@ def make(
         0.0
     """
     check(config)
-    space = spec.action_space
-    if not isinstance(space, ContinuousSpace) or len(spec.observation_shape) != 1:
-        raise ValueError(
-            f"{spec.name} has observations {spec.observation_shape} and actions {space}; this family needs one vector of "
-            "observations and continuous actions."
-        )
-    if total_updates < 1:
-        raise ValueError(f"total_updates must be at least 1, got {total_updates}.")
+    space = continuous_space(spec)
+    check_total_updates(total_updates)
     if (reference is not None) != config.with_reference:
         raise ValueError(
             f"with_reference={config.with_reference} and a reference {'given' if reference is not None else 'missing'} do not "

@@ -7,7 +7,6 @@ it was not asked to repair.
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_off.data.files import new_npz, write_npz
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec
 from jaxrl_off.types import Array
 
@@ -167,23 +167,10 @@ def save(demonstrations: Demonstrations, path: str | Path, *, overwrite: bool = 
         FileExistsError: if there is such a file and `overwrite` was not given.
         ValueError: if the path does not end in `.npz`, or the arrays do not fit together.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"demonstrations are written to a path that ends in .npz, got {path}.")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; give another path, or overwrite=True to replace it.")
+    otherwise = "overwrite=True to replace it"
+    path = new_npz(path, "demonstrations are written", overwrite=overwrite, otherwise=otherwise)
     _check_structure(demonstrations)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez(file, **demonstrations._asdict())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_npz(path, demonstrations._asdict())
 
 
 def check(

@@ -11,6 +11,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.data.files import new_npz, write_npz
 from jaxrl_off.types import Array
 
 _SHIFTS = ("in_shift", "in_scale", "out_shift", "out_scale", "log_std")
@@ -102,20 +103,14 @@ def load_policy(path: str | Path) -> FilePolicy:
 
 
 def save_policy(policy: FilePolicy, path: str | Path) -> Path:
-    """Write a policy file that `load_policy` reads back.
+    """Write a policy file that `load_policy` reads back; whole or not at all.
 
     Raises:
         FileExistsError: if there is such a file; nothing is overwritten.
         ValueError: if the path does not end in `.npz`.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"a policy file ends in .npz, got {path}.")
-    if path.exists():
-        raise FileExistsError(f"{path} exists; give another path, or remove it first.")
+    path = new_npz(path, "a policy is written")
     arrays = {f"{letter}{i}": x for i, layer in enumerate(policy.layers) for letter, x in zip("wb", layer, strict=True)}
     arrays |= {key: getattr(policy, key) for key in _SHIFTS if key != "log_std"}
     arrays["log_std"] = jnp.log(policy.noise_std)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{key: np.asarray(value, np.float32) for key, value in arrays.items()})
-    return path
+    return write_npz(path, {key: np.asarray(value, np.float32) for key, value in arrays.items()})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.data.files import new_npz, write_npz
 from jaxrl_off.types import PyTree
 
 _STRUCTURE = "structure"
@@ -37,24 +37,10 @@ def save_tree(tree: PyTree, path: str | Path) -> Path:
         TypeError: for a container that is not one of those above, or a leaf that is no array of numbers.
         ValueError: if the path does not end in `.npz`.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"a tree is written to a path that ends in .npz, got {path}.")
-    if path.exists():
-        raise FileExistsError(f"{path} exists; give another path, or remove it first.")
+    path = new_npz(path, "a tree is written")
     arrays: list[np.ndarray] = []
     structure = json.dumps(_describe(tree, arrays))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez(file, **{_STRUCTURE: np.array(structure)}, **{str(i): array for i, array in enumerate(arrays)})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_npz(path, {_STRUCTURE: np.array(structure), **{str(i): array for i, array in enumerate(arrays)}})
 
 
 def load_tree(path: str | Path) -> PyTree:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off.distributions import DiagonalNormal
-from jaxrl_off.ops.gaussian_process import squared_distance
+from jaxrl_off.ops.kernels import squared_distance
 from jaxrl_off.references.base import check_demonstrations, check_positive
 from jaxrl_off.types import Array, PyTree
 

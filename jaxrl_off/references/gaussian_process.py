@@ -22,13 +22,15 @@ import optax
 
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.ops import gaussian_process as gp
+from jaxrl_off.ops import sparse_gaussian_process as sgp
+from jaxrl_off.ops.kernels import KERNELS, Kernel
 from jaxrl_off.references.base import Progress, Reference, check_demonstrations, check_positive, minimise
 from jaxrl_off.types import Array, PyTree
 
 NOISE_FLOOR = 1e-4
 REF_SCALES = ("std", "var")
-_SPARSE_AXES = gp.SparseParameters(None, None, 0, 0, 0, 0, 0)
-_OWN_AXES = gp.SparseParameters(0, 0, 0, 0, 0, 0, 0)
+_SPARSE_AXES = sgp.SparseParameters(None, None, 0, 0, 0, 0, 0)
+_OWN_AXES = sgp.SparseParameters(0, 0, 0, 0, 0, 0, 0)
 
 
 class GaussianProcessParams(NamedTuple):
@@ -80,10 +82,10 @@ class _RawSparse(NamedTuple):
     q_mean: Array
     q_factor: Array
 
-    def constrained(self) -> gp.SparseParameters:
+    def constrained(self) -> sgp.SparseParameters:
         softplus = jax.nn.softplus
         diagonal = softplus(jnp.diagonal(self.q_factor, axis1=-2, axis2=-1))[..., None] * jnp.eye(self.q_mean.shape[-1])
-        return gp.SparseParameters(
+        return sgp.SparseParameters(
             inducing=self.inducing,
             lengthscale=softplus(self.lengthscale),
             mean=self.mean,
@@ -95,12 +97,12 @@ class _RawSparse(NamedTuple):
 
 
 _multitask_posterior = jax.jit(gp.multitask_posterior, static_argnums=0)
-_best_variational = jax.jit(gp.optimal_variational, static_argnums=0)
+_best_variational = jax.jit(sgp.optimal_variational, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _independent_posterior(
-    kernel: gp.Kernel, parameters: gp.ExactParameters, inputs: Array, targets: Array, mask: Array
+    kernel: Kernel, parameters: gp.ExactParameters, inputs: Array, targets: Array, mask: Array
 ) -> gp.ExactPosterior:
     def one(output: tuple[gp.ExactParameters, Array]) -> gp.ExactPosterior:
         return _single_precision(gp.exact_posterior(kernel, output[0], inputs, output[1], mask))
@@ -130,13 +132,13 @@ def _chosen_rows(key: Array, count: int, at_most: int) -> np.ndarray:
     return np.sort(np.asarray(jax.random.permutation(key, count)[:at_most]))
 
 
-def _check(kernel: str, ref_scale: str, **positive: float | None) -> gp.Kernel:
-    if kernel not in gp.KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}; choose one of {', '.join(gp.KERNELS)}.")
+def _check(kernel: str, ref_scale: str, **positive: float | None) -> Kernel:
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}.")
     if ref_scale not in REF_SCALES:
         raise ValueError(f"ref_scale must be 'std' or 'var' (the released code's), got {ref_scale!r}.")
     check_positive(**{name: value for name, value in positive.items() if value is not None})
-    return gp.KERNELS[kernel]
+    return KERNELS[kernel]
 
 
 def _policy(prediction: gp.Prediction, ref_scale: str, batch: tuple[int, ...]) -> DiagonalNormal:
@@ -223,7 +225,7 @@ def gp_icm(
     knowledge), everything else at 0 before the softplus.
 
     Args:
-        kernel: a key of `ops.gaussian_process.KERNELS`. The paper's code: rbf for locomotion, matern52 for pen, matern12 for
+        kernel: a key of `ops.kernels.KERNELS`. The paper's code: rbf for locomotion, matern52 for pen, matern12 for
             door and relocate.
         rank: of V.
         learning_rate: of Adam.
@@ -317,7 +319,7 @@ def gp_sparse(
     distribution; this last is then replaced by the best one, which has a closed form, on all points.
 
     Args:
-        kernel: a key of `ops.gaussian_process.KERNELS`.
+        kernel: a key of `ops.kernels.KERNELS`.
         inducing: M, number of inducing points (the authors' unused option: 200). They start at random demonstrations (there:
             uniform in [0, 1]) and move.
         shared_kernel: whether lengthscales and inducing points are common to all action dimensions; variance, noise and mean
@@ -335,15 +337,15 @@ def gp_sparse(
         kernel, ref_scale, inducing=inducing, learning_rate=learning_rate, steps=steps, batch_size=batch_size
     )
     axes = _SPARSE_AXES if shared_kernel else _OWN_AXES
-    cached_axes = gp.SparsePosterior(axes, None if shared_kernel else 0)
+    cached_axes = sgp.SparsePosterior(axes, None if shared_kernel else 0)
     optimiser = optax.adam(learning_rate)
 
     def loss(raw: _RawSparse, data: tuple[Array, Array], key: Array) -> Array:
         inputs, targets = data
         rows = jax.random.randint(key, (batch_size,), 0, inputs.shape[0])
 
-        def one(parameters: gp.SparseParameters, column: Array) -> Array:
-            return gp.sparse_elbo(function, parameters, inputs[rows], column, inputs.shape[0])
+        def one(parameters: sgp.SparseParameters, column: Array) -> Array:
+            return sgp.sparse_elbo(function, parameters, inputs[rows], column, inputs.shape[0])
 
         bounds = jax.vmap(one, (axes, 1))(raw.constrained(), targets[rows])
         return -jnp.mean(bounds) / inputs.shape[0]
@@ -375,17 +377,17 @@ def gp_sparse(
             fitted = raw.constrained()
             best = []
             for d in range(outputs):
-                one = gp.SparseParameters(*(x if axis is None else x[d] for x, axis in zip(fitted, axes, strict=True)))
+                one = sgp.SparseParameters(*(x if axis is None else x[d] for x, axis in zip(fitted, axes, strict=True)))
                 best.append(_best_variational(function, one, data[0], data[1][:, d]))
             fitted = fitted._replace(
                 q_mean=jnp.stack([one.q_mean for one in best]), q_factor=jnp.stack([one.q_factor for one in best])
             )
-            posterior = jax.vmap(functools.partial(gp.sparse_posterior, function), (axes,), cached_axes)(fitted)
+            posterior = jax.vmap(functools.partial(sgp.sparse_posterior, function), (axes,), cached_axes)(fitted)
             posterior = _single_precision(posterior)
         return GaussianProcessParams(posterior, jnp.asarray(shift, jnp.float32), jnp.asarray(scale, jnp.float32))
 
     def apply(params: GaussianProcessParams, observation: Array) -> DiagonalNormal:
-        predict = functools.partial(gp.sparse_predict, function)
+        predict = functools.partial(sgp.sparse_predict, function)
         prediction = jax.vmap(predict, (cached_axes, None), 1)(params.posterior, _scaled_rows(params, observation))
         return _policy(prediction, ref_scale, observation.shape[:-1])
 

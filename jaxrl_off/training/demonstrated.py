@@ -96,11 +96,11 @@ def checked(
     if demonstrations is not None:
         repair = identity["repair_demonstrations"]
         demonstrations, report = check(demonstrations, spec, repair=repair, clip_actions=repair)
-        say(
-            f"{report['steps']:,} demonstrated steps of {report['episodes']} trajectories"
-            + (f" ({report['marked_truncated']} marked as truncated, " if repair else "")
-            + (f"{report['clipped_actions']:.2%} of the action components clipped)." if repair else ".")
+        repairs = (
+            f" ({report['marked_truncated']} marked as truncated, {report['clipped_actions']:.2%} of the action components "
+            "clipped)"
         )
+        say(f"{report['steps']:,} demonstrated steps of {report['episodes']} trajectories{repairs if repair else ''}.")
     return demonstrations
 
 

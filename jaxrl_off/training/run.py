@@ -7,7 +7,6 @@ resumed ends with the same bits, in parameters and metrics (wall-clock columns a
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -176,20 +175,18 @@ def run(
             )
             # tells what does not fit together before anything is written or fitted
             jax.eval_shape(lambda key: rehearsal.iterate(rehearsal.init(key)), jax.random.key(seed))
-        describe = functools.partial(write_description, directory, text)
         if not checkpoints.steps(directory):  # otherwise the newest one must first be found to be of this run
-            describe()
+            write_description(directory, text)
         parts = demonstrated.prepare(directory, config, identity, environment.spec, demonstrations, progress=progress)
         agent = agents.make(config, environment.spec, total_updates=counts.total_updates, **parts)
         loop = make_loop(agent, environment, settings)
         start, state = _begin(directory, loop, agent, environment, identity, resume)
+        write_description(directory, text)
         if start == counts.log_points:
             say(f"the run in {directory} is finished; returning what it stored.")
-            describe()
             return RunResult(state, read_last_row(directory) or {}, directory)
         if evaluate_every:
             evaluator = _Evaluator(agent, identity)
-        describe()
         with MetricsWriters(directory, keep_rows=start, tensorboard=tensorboard) as writers:
             shown = display(counts, start, environment_name) if progress else nullcontext(lambda number, row: None)
             before = read_last_row(directory) if start else None

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from jaxrl_off.ops import gaussian_process as gp
-from jaxrl_off.ops.gaussian_process import KERNELS, ExactParameters, MultitaskParameters, SparseParameters
+from jaxrl_off.ops import sparse_gaussian_process as sgp
+from jaxrl_off.ops.gaussian_process import ExactParameters, MultitaskParameters
+from jaxrl_off.ops.kernels import KERNELS
+from jaxrl_off.ops.sparse_gaussian_process import SparseParameters
 
 GOLDEN_QUERIES = np.array([[0.5], [1.0], [10.0]])
 # nppac.md section 7: X = 0, 1, 2, y = 0, 1, 0, lengthscale 1, noise variance 0.1: mean, latent variance, log likelihood.
@@ -41,11 +44,11 @@ def exact(kernel, parameters, inputs, targets, queries, mask=None):
     return gp.exact_predict(kernel, posterior, queries)
 
 
-optimal = jax.jit(gp.optimal_variational, static_argnums=0)
+optimal = jax.jit(sgp.optimal_variational, static_argnums=0)
 predict_sparse = jax.jit(
-    lambda k, parameters, x: gp.sparse_predict(k, gp.sparse_posterior(k, parameters), x), static_argnums=0
+    lambda k, parameters, x: sgp.sparse_predict(k, sgp.sparse_posterior(k, parameters), x), static_argnums=0
 )
-elbo = jax.jit(gp.sparse_elbo, static_argnums=0)
+elbo = jax.jit(sgp.sparse_elbo, static_argnums=0)
 exact_gradient = jax.jit(jax.value_and_grad(gp.exact_log_likelihood, argnums=1), static_argnums=0)
 multitask_likelihood = jax.jit(gp.multitask_log_likelihood, static_argnums=0)
 exact_likelihood = jax.jit(gp.exact_log_likelihood, static_argnums=0)
@@ -243,7 +246,7 @@ def test_padded_equals_unpadded_and_one_program_serves_every_size():
         jax.jit(lambda x, y, mask: jax.grad(multitask_likelihood, 1)(kernel, parameters, x, y, mask)),
         jax.jit(lambda x, y, mask: exact(kernel, scalar, x, y[:, 0], queries, mask)),
         jax.jit(lambda x, y, mask: exact_likelihood(kernel, scalar, x, y[:, 0], mask)),
-        jax.jit(lambda x, y, mask: gp.optimal_variational(kernel, sparse, x, y[:, 0], mask)),
+        jax.jit(lambda x, y, mask: sgp.optimal_variational(kernel, sparse, x, y[:, 0], mask)),
     ]
     for program in programs:
         for count in (31, 40):
@@ -292,8 +295,8 @@ def test_float32_queries_of_a_float64_posterior_are_accurate():
         posterior = jax.jit(gp.multitask_posterior, static_argnums=0)(kernel, parameters, inputs, targets)
         single = jax.jit(gp.exact_posterior, static_argnums=0)(kernel, scalar, inputs, targets[:, 0])
         best = optimal(kernel, sparse, inputs, targets[:, 0])
-        variational = jax.jit(gp.sparse_posterior, static_argnums=0)(kernel, best)
-        cases = [(gp.multitask_predict, posterior), (gp.exact_predict, single), (gp.sparse_predict, variational)]
+        variational = jax.jit(sgp.sparse_posterior, static_argnums=0)(kernel, best)
+        cases = [(gp.multitask_predict, posterior), (gp.exact_predict, single), (sgp.sparse_predict, variational)]
         for function, cache in cases:
             predict = jax.jit(function, static_argnums=0)
             expected = predict(kernel, cache, queries)
@@ -332,7 +335,7 @@ def test_sparse_bound_is_below_the_likelihood_best_at_the_optimum_and_unbiased_o
 
     @jax.jit
     def bound(parameters):
-        return gp.sparse_elbo(kernel, parameters, inputs, targets, 30)
+        return sgp.sparse_elbo(kernel, parameters, inputs, targets, 30)
 
     top = bound(best)
     assert bound(start) < top < exact_likelihood(kernel, scalar, inputs, targets)
