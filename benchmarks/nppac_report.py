@@ -30,8 +30,8 @@ def learning_section(content: dict[str, Any], plots: Path) -> str:
         f"{tuple(sizes['sizes'])}, batches of {sizes['batch_size']}. Score: {what}; <i>final</i> is the mean of the last two "
         "evaluations, <i>area</i> the mean over all after the start, <i>start</i> what pre-training alone gives. IQM over "
         "tasks and seeds, 95 % bootstrap intervals. The KL's gradient is alpha |d log pi_0(a|s) / d a|, its largest 99th "
-        "percentile in training (median over runs). All seeds share the demonstrations and one fit of each reference: "
-        "intervals are over training seeds alone.</p>",
+        "percentile in training (median over runs). Seeds share the demonstrations; each has references fitted anew."
+        "</p>",
         *(f"<p>{html.escape(remark)}</p>" for remark in content.get("remarks", ())),
         table(header, lines),
         "<h3>N-PPAC with a Gaussian process against each other method</h3>",
@@ -68,9 +68,9 @@ def _curves(content: dict[str, Any], what: str) -> Any:
         axes[0, column].fill_between(
             steps, scores.mean(axis=0) - spread, scores.mean(axis=0) + spread, color=colour, alpha=0.15
         )
-        gradients = [run["curves"]["kl_gradient_p99"] for run in result["runs"]]
-        if None not in gradients[0]:
-            axes[1, column].plot(steps[1:], np.median(np.array(gradients, float), axis=0), style, color=colour)
+        gradients = np.array([run["curves"]["kl_gradient_p99"] for run in result["runs"]], float)
+        if np.isfinite(gradients).any():
+            axes[1, column].plot(steps[1:], np.median(gradients, axis=0), style, color=colour)
         axes[0, column].set_title(result["task"], fontsize=10)
     for axis in axes[1]:
         axis.set_yscale("log")

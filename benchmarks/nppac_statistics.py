@@ -182,18 +182,24 @@ def calibration_table(content: dict[str, Any]) -> tuple[list[str], list[list[str
 
 
 def gradient_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Gradient of the KL in training on Pendulum, and returns: fixed standard deviations, then fitted references."""
-    header = ["reference", "median gradient at first", "largest p99 of the gradient", "return at the end", "seeds"]
+    """Gradient of the KL in training on Pendulum, and returns: fixed standard deviations, then fitted references.
+
+    A run that diverged (parameters are no numbers any more) has an infinite gradient and no return.
+    """
+    header = ["reference", "median gradient at first", "largest p99 of the gradient", "return at the end"]
+    header += ["diverged", "seeds"]
     lines = []
     for result in content["sweep"] + content["fitted"]:
-        runs = [run["curves"] for run in result["runs"]]
-        first = np.mean([run["kl_gradient_p50"][0] for run in runs])
+        kept = [run["curves"] for run in result["runs"] if run["nonfinite"] == 0]
         largest = np.median([largest_gradient(run) for run in result["runs"]])
-        finals = np.array([np.mean([x for point in run["evaluation"][-2:] for x in point]) for run in runs])
-        error = finals.std(ddof=1) / np.sqrt(len(finals)) if len(finals) > 1 else 0.0
-        lines.append(
-            [result["method"], f"{first:.3g}", f"{largest:.3g}", f"{finals.mean():.0f} ± {error:.0f}", str(len(runs))]
-        )
+        first, returns = "-", "-"
+        if kept:
+            first = f"{np.mean([run['kl_gradient_p50'][0] for run in kept]):.3g}"
+            finals = np.array([np.mean([x for point in run["evaluation"][-2:] for x in point]) for run in kept])
+            error = finals.std(ddof=1) / np.sqrt(len(finals)) if len(finals) > 1 else 0.0
+            returns = f"{finals.mean():.0f} ± {error:.0f}"
+        count = len(result["runs"])
+        lines.append([result["method"], first, f"{largest:.3g}", returns, str(count - len(kept)), str(count)])
     return header, lines
 
 
