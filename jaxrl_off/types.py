@@ -119,3 +119,47 @@ class Transition(NamedTuple):
     next_observation: PyTree
     reference: PyTree
     next_reference: PyTree
+
+
+class BanditLog(NamedTuple):
+    """Logged decisions of one step each: what was seen, what was done, how likely that was, and what came of it.
+
+    Fields are NumPy or JAX arrays of `n` rows; what is not known is None.
+
+    Attributes:
+        context: `float[n, d]`, x; `d` may be 0.
+        action: `int32[n]`, a, counted from 0.
+        reward: `float[n]`, r; NaN where it is censored (known not to have been observed).
+        propensity: `float[n]`, h(a|x) in (0, 1], probability under the policy that acted.
+        target_propensity: `float[n]`, pi(a|x) of the policy to be judged.
+        num_actions: K, an int.
+        columns: further columns by name, for slices; these may hold text.
+    """
+
+    context: Array
+    action: Array
+    reward: Array
+    propensity: Array
+    target_propensity: Array | None
+    num_actions: int
+    columns: dict[str, Any]
+
+
+class Estimate(NamedTuple):
+    """What an estimator says of a policy's value; float64 scalars, with a leading axis under `vmap`.
+
+    Attributes:
+        value: the estimate.
+        standard_error: of it, by the estimator's own linearisation.
+        lower: bound, or None where no level was asked.
+        upper: bound, or None.
+        effective_sample_size: Kish's `(sum w)^2 / sum w^2`, in rows.
+        diagnostics: further numbers by name; each estimator says which.
+    """
+
+    value: Array
+    standard_error: Array
+    lower: Array | None
+    upper: Array | None
+    effective_sample_size: Array
+    diagnostics: dict[str, Array]
