@@ -156,8 +156,8 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
     def iterate(state: LoopState) -> tuple[LoopState, dict[str, Array]]:
         state, rollouts, statistics = gather(state)
         key, sample_key, update_key = jax.random.split(state.key, 3)
-        sample_key = unrolled_keys(sample_key)
         if replay is None:
+            sample_key = unrolled_keys(sample_key)
             minibatches = counts.rollouts_per_iteration // counts.rollouts_per_batch
             epochs = counts.updates_per_iteration // minibatches
             choices: Array = minibatch_indices(sample_key, counts.rollouts_per_iteration, minibatches, epochs)
