@@ -1,0 +1,1 @@
+"""Judging policies with data that other policies generated."""

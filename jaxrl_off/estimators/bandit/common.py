@@ -1,0 +1,210 @@
+"""What all bandit estimators share: checks of the log, float64, padding, and the linearised standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_off.types import Array
+
+SIDES = ("two", "lower", "upper")
+
+
+class Rows(NamedTuple):
+    """Columns of a log, checked and padded; float64, rows without weight have neutral values.
+
+    Attributes:
+        counts: `float[n]`.
+        weights: `float[n]`, w; 1 where the count is 0.
+        rewards: `float[n]`, r; the lower end of its range where the count is 0.
+        others: further columns `float[n, ...]`; 0 where the count is 0.
+    """
+
+    counts: Array
+    weights: Array
+    rewards: Array
+    others: tuple[Array, ...]
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether no value is a tracer, so that numbers can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def padded_size(count: int) -> int:
+    """Rows that `count` rows are padded to: at most an eighth more, so that logs of many sizes share few programs."""
+    if count <= 16:
+        return 16
+    step = 2 ** max(math.floor(math.log2(count - 1)) - 3, 0)
+    return -(-count // step) * step
+
+
+def check_range(name: str, given: Sequence[float], *, infinite: bool = False) -> tuple[float, float]:
+    """A pair `low < high` of numbers.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if len(given) != 2:
+        raise ValueError(f"{name} must be a pair (low, high), got {given!r}.")
+    low, high = given
+    if is_concrete(low, high):
+        finite = math.isfinite(low) and (math.isfinite(high) or (infinite and high == math.inf))
+        if not finite or not low < high:
+            kind = "numbers, of which the second may be infinite," if infinite else "finite numbers"
+            raise ValueError(f"{name} must be {kind} with low < high, got ({low}, {high}).")
+    return low, high
+
+
+def check_weight_range(given: Sequence[float]) -> tuple[float, float]:
+    """A range of importance weights, `0 <= low < 1 < high`: their mean is 1.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    low, high = check_range("weight_range", given, infinite=True)
+    if is_concrete(low, high) and not 0 <= low < 1 < high:
+        raise ValueError(
+            f"weight_range must hold 0 <= low < 1 < high, got ({low}, {high}): importance weights are 1 on average. It is what "
+            "weights can be, not what they were; with propensities of at least p, (0, 1 / p)."
+        )
+    return low, high
+
+
+def check_level(level: float | None, sides: str) -> None:
+    """Refuse a level outside (0, 1) and unknown sides.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
+    if sides not in SIDES:
+        raise ValueError(f"sides must be one of {', '.join(SIDES)}, got {sides!r}.")
+    if level is not None and not 0.0 < level < 1.0:
+        raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level}.")
+
+
+def rows_of(
+    weights: Any,
+    rewards: Any,
+    counts: Any,
+    weight_range: tuple[Any, Any] | None,
+    reward_range: tuple[Any, Any] | None,
+    **others: Any,
+) -> Rows:
+    """Check columns, make them float64 and pad them. To be called with x64 on.
+
+    Numbers that are tracers are not looked at, and not padded.
+
+    Args:
+        weights: `float[n]`, or None.
+        rewards: `float[n]`.
+        counts: `float[n]`, multiplicities, or None for 1 each.
+        weight_range: what weights may be, or None for anything not negative.
+        reward_range: what rewards may be, or None for anything finite.
+        **others: further columns `float[n, ...]` by name; must be finite.
+
+    Raises:
+        ValueError: for lengths that differ, no rows, NaN, or values outside their range; names the column and the first row.
+    """
+    concrete = is_concrete(weights, rewards, counts, weight_range, reward_range, others)
+    library = np if concrete else jnp
+    rewards = library.asarray(rewards, library.float64)
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be one column, got shape {rewards.shape}; use jax.vmap for several logs.")
+    columns = {"weights": library.ones_like(rewards) if weights is None else weights, "rewards": rewards}
+    columns["counts"] = library.ones_like(rewards) if counts is None else counts
+    columns = {name: library.asarray(value, library.float64) for name, value in (columns | others).items()}
+    for name, column in columns.items():
+        if column.shape[:1] != rewards.shape:
+            raise ValueError(f"{name} have shape {column.shape}, rewards {rewards.shape}; every row needs one of each.")
+    counts = columns.pop("counts")
+    if concrete:
+        _check_values(columns, counts, weight_range, reward_range)
+        extra = padded_size(len(rewards)) - len(rewards)
+        counts = np.pad(counts, (0, extra))
+        columns = {name: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)) for name, x in columns.items()}
+    counted = counts > 0
+    neutral = {"weights": 1.0, "rewards": 0.0 if reward_range is None else reward_range[0]}
+
+    def kept(name: str, column: Any) -> Array:
+        shown = counted.reshape(-1, *[1] * (column.ndim - 1))
+        return jnp.asarray(library.where(shown, column, neutral.get(name, 0.0)))
+
+    columns = {name: kept(name, column) for name, column in columns.items()}
+    return Rows(jnp.asarray(counts), columns.pop("weights"), columns.pop("rewards"), tuple(columns.values()))
+
+
+def _check_values(
+    columns: dict[str, np.ndarray],
+    counts: np.ndarray,
+    weight_range: tuple[float, float] | None,
+    reward_range: tuple[float, float] | None,
+) -> None:
+    bad = ~np.isfinite(counts) | (counts < 0)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"counts must be finite and not negative; row {row} has {counts[row]}.")
+    counted = counts > 0
+    if not counted.any():
+        raise ValueError("the log is empty: no row has a positive count; nothing can be estimated.")
+    ranges = {"weights": weight_range or (0.0, math.inf), "rewards": reward_range or (-math.inf, math.inf)}
+    advice = {
+        "weights": "weights are pi(a|x) / h(a|x); give the range they can have as weight_range, or mend the propensities",
+        "rewards": "give the range that rewards can have as reward_range, or mend the log",
+    }
+    for name, column in columns.items():
+        low, high = ranges.get(name, (-math.inf, math.inf))
+        # NaN fails every comparison
+        fine = np.isfinite(column) & (column >= low) & (column <= high)
+        wrong = counted & ~fine.reshape(len(counts), -1).all(axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(
+                f"{name} must be finite and in [{low:g}, {high:g}]; row {row} has {column[row]}, and {int(wrong.sum())} rows "
+                f"are so. {advice.get(name, 'Mend the log').capitalize()}."
+            )
+
+
+def weighted_mean(counts: Array, values: Array) -> Array:
+    """`sum c x / sum c`."""
+    return jnp.sum(counts * values) / jnp.sum(counts)
+
+
+def standard_error(counts: Array, influence: Array) -> Array:
+    """`sqrt(sum c (x - mean)^2 / (N (N - 1)))` of the mean of an influence function; infinite for N <= 1."""
+    total = jnp.sum(counts)
+    squares = jnp.sum(counts * jnp.square(influence - weighted_mean(counts, influence)))
+    return jnp.sqrt(jnp.where(total > 1, squares / jnp.where(total > 1, total * (total - 1.0), 1.0), jnp.inf))
+
+
+def regression_error(counts: Array, target: Array, centred: Array) -> Array:
+    """Standard error of the mean of a target after regression on columns `[n, k]` of known mean 0."""
+    gram = (centred * counts[:, None]).T @ centred
+    ridge = 1e-12 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny
+    slopes = jnp.linalg.solve(gram + ridge * jnp.eye(gram.shape[0]), centred.T @ (counts * target))
+    return standard_error(counts, target - centred @ slopes)
+
+
+def effective_size(counts: Array, weights: Array) -> Array:
+    """Kish's `(sum c w)^2 / sum c w^2`, in rows; 0 without any weight."""
+    squares = jnp.sum(counts * jnp.square(weights))
+    return jnp.square(jnp.sum(counts * weights)) / jnp.where(squares > 0, squares, 1.0)
+
+
+def weight_diagnostics(counts: Array, weights: Array) -> dict[str, Array]:
+    """What weights tell of the log: `rows` N, `mean_weight` (1 in expectation), how many standard errors it is from 1
+    (`mean_weight_z`), and `largest_weight`.
+    """
+    mean = weighted_mean(counts, weights)
+    error = standard_error(counts, weights)
+    return {
+        "rows": jnp.sum(counts),
+        "mean_weight": mean,
+        "mean_weight_z": (mean - 1.0) / jnp.where(error > 0, error, 1.0),
+        "largest_weight": jnp.max(jnp.where(counts > 0, weights, 0.0)),
+    }

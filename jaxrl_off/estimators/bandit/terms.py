@@ -1,0 +1,160 @@
+"""Estimators of the form `mean(a) + sum(b) / sum(d)`: their standard errors and intervals; `weighted` says which they are."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_off.estimators.bandit import common
+from jaxrl_off.ops import intervals
+from jaxrl_off.types import Array, Estimate
+
+ASYMPTOTIC = ("normal", "student_t", "bootstrap", "bca")
+BOUNDED = ("hoeffding", "empirical_bernstein", "clopper_pearson", "betting")
+_RANGED = {
+    "hoeffding": intervals.hoeffding_interval,
+    "empirical_bernstein": intervals.empirical_bernstein_interval,
+    "clopper_pearson": functools.partial(intervals.clopper_pearson_interval, round_outwards=False),
+}
+
+
+class Terms(NamedTuple):
+    """Columns of an estimator.
+
+    Attributes:
+        mean: `float[n]`, a.
+        numerator: `float[n]`, b, or None without a ratio.
+        denominator: `float[n]`, d, or None.
+        weights: `float[n]`, the weights that rewards end up with, for diagnostics.
+        range: least and greatest a, where there is no ratio; None if they are not known.
+    """
+
+    mean: Array
+    numerator: Array | None
+    denominator: Array | None
+    weights: Array
+    range: tuple[Array, Array] | None
+
+
+class Settings(NamedTuple):
+    """What is asked for; static.
+
+    Attributes:
+        level: of confidence, or None.
+        sides: "two", "lower" or "upper".
+        interval: its kind.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    level: float | None
+    sides: str
+    interval: str
+    resamples: int
+    seed: int
+
+
+def settings_of(
+    level: float | None, sides: str, interval: str, resamples: int, seed: int, why_unbounded: str | None
+) -> Settings:
+    """Checked settings.
+
+    Args:
+        level: as given.
+        sides: as given.
+        interval: as given.
+        resamples: as given.
+        seed: as given.
+        why_unbounded: why there is no range of terms that an interval could use, or None if there is one.
+
+    Raises:
+        ValueError: for settings that cannot be meant.
+    """
+    common.check_level(level, sides)
+    if interval not in (*ASYMPTOTIC, *BOUNDED):
+        raise ValueError(f"interval must be one of {', '.join((*ASYMPTOTIC, *BOUNDED))}, got {interval!r}.")
+    if level is not None and interval in BOUNDED and why_unbounded:
+        raise ValueError(f"interval={interval!r} needs a known range: {why_unbounded}; use {', '.join(ASYMPTOTIC)}.")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}.")
+    return Settings(level, sides, interval, resamples, seed)
+
+
+def unbounded(weight_range: Sequence[float] | None, ratio: bool = False) -> str | None:
+    """Why terms have no known range, for `settings_of`."""
+    if ratio:
+        return "the estimator is a ratio"
+    if weight_range is None:
+        return "weight_range was not given"
+    return "weight_range is infinite" if common.is_concrete(weight_range) and math.isinf(weight_range[1]) else None
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "size"))
+def estimate_terms(
+    counts: Array, weights: Array, terms: Terms, reward_range: tuple[Array, Array], *, settings: Settings, size: int
+) -> Estimate:
+    """The estimate, its standard error, and the interval that was asked for, cut to the reward range.
+
+    Args:
+        counts: `float[n]`.
+        weights: `float[n]`, before anything was done to them.
+        terms: columns.
+        reward_range: of the rewards, which the value cannot leave.
+        settings: of `settings_of`.
+        size: most observations that a bootstrap resample has to hold.
+    """
+
+    def statistic(counts: Array) -> Array:
+        value = common.weighted_mean(counts, terms.mean)
+        if terms.numerator is None:
+            return value
+        total = jnp.sum(counts * terms.denominator)
+        ratio = jnp.sum(counts * terms.numerator) / jnp.where(total > 0, total, 1.0)
+        return value + jnp.where(total > 0, ratio, jnp.nan)
+
+    value, influence = statistic(counts), terms.mean
+    if terms.numerator is not None:
+        scale = common.weighted_mean(counts, terms.denominator)
+        ratio = value - common.weighted_mean(counts, terms.mean)
+        influence += ratio + (terms.numerator - ratio * terms.denominator) / jnp.where(scale > 0, scale, 1.0)
+    diagnostics = common.weight_diagnostics(counts, weights)
+    changed = jnp.abs(weights - terms.weights) > 1e-12 * jnp.maximum(weights, 1.0)
+    total_weight = jnp.sum(counts * weights)
+    lost = jnp.sum(counts * jnp.maximum(weights - terms.weights, 0.0))
+    diagnostics |= {
+        "clipped_rows": common.weighted_mean(counts, changed.astype(weights.dtype)),
+        "clipped_weight": lost / jnp.where(total_weight > 0, total_weight, 1.0),
+    }
+    lower = upper = None
+    if settings.level is not None:
+        ends = _interval(counts, statistic, influence, terms, settings, size)
+        lower, upper = (jnp.clip(x, *reward_range) for x in ends)
+        # no interval where there is no estimate
+        lower, upper = (
+            jnp.where(jnp.isnan(value), end, x) for end, x in zip(reward_range, (lower, upper), strict=True)
+        )
+    error = common.standard_error(counts, influence)
+    return Estimate(value, error, lower, upper, common.effective_size(counts, terms.weights), diagnostics)
+
+
+def _interval(
+    counts: Array, statistic: Any, influence: Array, terms: Terms, settings: Settings, size: int
+) -> intervals.Interval:
+    shared = dict(level=settings.level, sides=settings.sides)
+    kind = settings.interval
+    if kind in ("bootstrap", "bca"):
+        method = intervals.percentile_interval if kind == "bootstrap" else intervals.bca_interval
+        key = jax.random.key(settings.seed)
+        return method(key, statistic, counts, resamples=settings.resamples, size=size, **shared)
+    if kind in ("normal", "student_t"):
+        method = intervals.normal_interval if kind == "normal" else intervals.student_t_interval
+        return method(influence, counts, **shared)
+    low, high = terms.range
+    if kind == "betting":
+        return intervals.betting_interval(terms.mean, counts > 0, minimum=low, maximum=high, **shared)
+    return _RANGED[kind](terms.mean, counts, minimum=low, maximum=high, **shared)
