@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dapo_atari import atari_row
+from benchmarks.el_report import intervals_section
 from benchmarks.nppac_report import learning_section, pathology_section
 from benchmarks.report_parts import figure, pyplot, table, verdict_cell, where
 from benchmarks.statistics import summarise_minatar
@@ -41,8 +42,10 @@ def write_report(results: Path) -> Path:
         "nppac_pathology": pathology_section,
         "nppac_adroit": learning_section,
         "nppac_locomotion": learning_section,
+        "el_intervals": intervals_section,
         "throughput": throughput_section,
         "throughput_kl": throughput_section,
+        "el_speed": throughput_section,
     }
     body = ["<h1>jaxrl_off: results</h1>"]
     for kind, section in sections.items():
@@ -235,7 +238,11 @@ def atari_section(content: dict[str, Any], plots: Path) -> str:
 def throughput_section(content: dict[str, Any], plots: Path) -> str:
     """Speed against peers."""
     del plots
-    subjects = {"throughput": "PPO", "throughput_kl": "the KL-regularised actor-critic and its Gaussian process"}
+    subjects = {
+        "throughput": "PPO",
+        "throughput_kl": "the KL-regularised actor-critic and its Gaussian process",
+        "el_speed": "empirical likelihood",
+    }
     title = f"<h2>Throughput of {subjects[content['benchmark']]}</h2>"
     return title + where(content) + table(content["header"], content["rows"])
 

@@ -269,12 +269,14 @@ def print_rows(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
     """A table on the terminal."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title)
+    # as text, or what stands in square brackets is taken for a style
+    table = Table(title=Text(title))
     for column in header:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(Text(cell) for cell in line))
     Console(width=200).print(table)
 
 

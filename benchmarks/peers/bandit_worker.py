@@ -61,7 +61,7 @@ def by_vw(kind: str, weights: np.ndarray, rewards: np.ndarray) -> Interval:
 
     interval = cressieread.Interval(wmin=0, wmax=LARGEST)
     for w, r in zip(weights.tolist(), rewards.tolist(), strict=True):
-        interval.add_example(w, r, 1.0, 1.0)
+        interval.add_example(1.0, r, w)
     return tuple(interval.get(1 - LEVEL))
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical_core import estimate_value, threshold_of
@@ -24,7 +25,7 @@ from jaxrl_off.types import Array, Estimate
 
 
 class _Sums(NamedTuple):
-    """`sum c x` for x = 1, w, w^2, w r, w^2 r, w^2 r^2."""
+    """`sum c x` for x = 1, w, w^2, w r, w^2 r, w^2 r^2, and the largest weight."""
 
     n: Array
     w: Array
@@ -32,12 +33,63 @@ class _Sums(NamedTuple):
     wr: Array
     wwr: Array
     wwrr: Array
+    largest: Array
 
 
-def _sums_of(rows: common.Rows) -> _Sums:
-    counts, w, r, _ = rows
+_CHUNK = 2**14  # rows that stay in a core's cache
+
+
+def _sums_of(weights: Any, rewards: Any, counts: Any, limits: tuple[Any, Any], span: tuple[Any, Any]) -> _Sums:
+    """The sums of a log, on the host where its numbers are at hand: one pass, which checks them too."""
+    if counts is None and common.is_concrete(weights, rewards, limits, span):
+        found = _sums_on_host(np.asarray(weights, np.float64), np.asarray(rewards, np.float64), limits, span)
+        if found is not None:
+            return found
+    counts, w, r, _ = common.rows_of(weights, rewards, counts, limits, span)  # or the error that says what is wrong
     wr = w * r
-    return _Sums(*(jnp.sum(counts * x) for x in (jnp.ones_like(w), w, w * w, wr, w * wr, wr * wr)))
+    sums = (jnp.sum(counts * x) for x in (jnp.ones_like(w), w, w * w, wr, w * wr, wr * wr))
+    return _Sums(*sums, jnp.max(jnp.where(counts > 0, w, 0.0)))
+
+
+def _sums_on_host(
+    weights: np.ndarray, rewards: np.ndarray, limits: tuple[float, float], span: tuple[float, float]
+) -> _Sums | None:
+    """The sums, or None for columns that cannot be meant."""
+    if weights.ndim != 1 or weights.shape != rewards.shape or not len(weights):
+        return None
+    total, largest = np.zeros(5), 0.0
+    for start in range(0, len(weights), _CHUNK):
+        w, r = weights[start : start + _CHUNK], rewards[start : start + _CHUNK]
+        least, most = w.min(), w.max()
+        # NaN fails every comparison
+        if not (limits[0] <= least and most <= limits[1] and span[0] <= r.min() and r.max() <= span[1]):
+            return None
+        if np.isinf(most):
+            return None
+        wr = w * r
+        total += (w.sum(), w @ w, wr.sum(), w @ wr, wr @ wr)
+        largest = max(largest, most)
+    return _Sums(*(np.float64(x) for x in (len(weights), *total, largest)))
+
+
+def _described(s: _Sums) -> tuple[dict[str, Array], Array, Array]:
+    """What `common` says of weights, the standard error after regression on them, and the effective sample size."""
+    divisor = jnp.where(s.n > 1, s.n * (s.n - 1.0), 1.0)
+    spread = jnp.maximum(s.ww - s.w * s.w / s.n, 0.0)
+    error = jnp.sqrt(spread / divisor)
+    diagnostics = {
+        "rows": s.n,
+        "mean_weight": s.w / s.n,
+        "mean_weight_z": jnp.where(error > 0, (s.w / s.n - 1.0) / jnp.where(error > 0, error, 1.0), s.w / s.n - 1.0),
+        "largest_weight": s.largest,
+    }
+    # of w r - slope (w - 1), whose centre at 1 is known
+    square, product = s.ww - 2.0 * s.w + s.n, s.wwr - s.wr
+    slope = product / jnp.where(square > 0, square, 1.0)
+    mean = (s.wr - slope * (s.w - s.n)) / s.n
+    residual = s.wwrr - 2.0 * slope * product + slope * slope * square - s.n * mean * mean
+    error = jnp.sqrt(jnp.where(s.n > 1, jnp.maximum(residual, 0.0) / divisor, jnp.inf))
+    return diagnostics, error, s.w * s.w / jnp.where(s.ww > 0, s.ww, 1.0)
 
 
 def cressie_read(
@@ -74,16 +126,15 @@ def cressie_read(
     common.check_level(level, sides)
     limits, span = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
     with jax.enable_x64(True):
-        rows = common.rows_of(weights, rewards, counts, limits, span)
+        sums = _sums_of(weights, rewards, counts, limits, span)
         ranges = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (limits, span))
         infinite = common.is_concrete(limits[1]) and math.isinf(limits[1])
-        return _cressie_read(rows, ranges, infinite=infinite, level=level, sides=sides)
+        return _cressie_read(sums, ranges, infinite=infinite, level=level, sides=sides)
 
 
 @functools.partial(jax.jit, static_argnames=("infinite", "level", "sides"))
-def _cressie_read(rows: common.Rows, ranges: Any, *, infinite: bool, level: float | None, sides: str) -> Estimate:
+def _cressie_read(s: _Sums, ranges: Any, *, infinite: bool, level: float | None, sides: str) -> Estimate:
     limits, (least, most) = ranges
-    s = _sums_of(rows)
     if infinite:
         gamma, beta = -(1.0 + s.n) / s.n, jnp.zeros(())
         star = jnp.where(s.w < s.n, 1.0 + 1.0 / s.n, _excess(s, limits[0])[2])
@@ -95,9 +146,8 @@ def _cressie_read(rows: common.Rows, ranges: Any, *, infinite: bool, level: floa
     raw = (-gamma * s.wr - beta * s.wwr) / (1.0 + s.n)
     missing = jnp.maximum(1.0 - (-gamma * s.w - beta * s.ww) / (1.0 + s.n), 0.0)
     low, high = (jnp.clip(raw + missing * end, least, most) for end in (least, most))
-    diagnostics = common.weight_diagnostics(rows.counts, rows.weights)
+    diagnostics, error, size = _described(s)
     diagnostics |= {"value_low": low, "value_high": high, "missing_weight": missing}
-    error = common.regression_error(rows.counts, rows.weights * rows.rewards, (rows.weights - 1.0)[:, None])
     lower = upper = None
     if level is not None:
         # F(1, N) is the square of Student's t with N degrees
@@ -106,7 +156,6 @@ def _cressie_read(rows: common.Rows, ranges: Any, *, infinite: bool, level: floa
         lower = least if sides == "upper" else _end(s, phi, limits, least, 1.0, infinite)
         upper = most if sides == "lower" else _end(s, phi, limits, most, -1.0, infinite)
         lower, upper = jnp.clip(lower, least, most), jnp.clip(upper, least, most)
-    size = common.effective_size(rows.counts, rows.weights)
     return Estimate(jnp.clip(0.5 * (low + high), least, most), error, lower, upper, size, diagnostics)
 
 
@@ -169,14 +218,13 @@ def euclidean(
             "the Euclidean likelihood needs a finite weight range; give the largest weight that is possible."
         )
     with jax.enable_x64(True):
-        rows = common.rows_of(weights, rewards, counts, limits, span)
-        return _euclidean(rows, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (limits, span)))
+        sums = _sums_of(weights, rewards, counts, limits, span)
+        return _euclidean(sums, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (limits, span)))
 
 
 @jax.jit
-def _euclidean(rows: common.Rows, ranges: Any) -> Estimate:
+def _euclidean(s: _Sums, ranges: Any) -> Estimate:
     limits, (least, most) = ranges
-    s = _sums_of(rows)
     w, ww, wr, wwr = (x / s.n for x in (s.w, s.ww, s.wr, s.wwr))
     end = jnp.where(w > 1.0, limits[0], limits[1])
     denominator = ww - 2.0 * end * w + end * end
@@ -185,10 +233,8 @@ def _euclidean(rows: common.Rows, ranges: Any) -> Estimate:
     value = wr - level * wr - slope * wwr
     missing = jnp.maximum(1.0 - (w - level * w - slope * ww), 0.0)
     low, high = value + missing * least, value + missing * most
-    diagnostics = common.weight_diagnostics(rows.counts, rows.weights)
+    diagnostics, error, size = _described(s)
     diagnostics |= {"value_low": low, "value_high": high, "missing_weight": missing}
-    error = common.regression_error(rows.counts, rows.weights * rows.rewards, (rows.weights - 1.0)[:, None])
-    size = common.effective_size(rows.counts, rows.weights)
     return Estimate(0.5 * (low + high), error, None, None, size, diagnostics)
 
 
