@@ -1,4 +1,4 @@
-"""The command line: `jaxrl-off train | evaluate | collect | list | reproduce`."""
+"""The command line: `jaxrl-off train | evaluate | collect | estimate | list | reproduce`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import tyro
 
 from jaxrl_off.cli.collect import Collect, collect
+from jaxrl_off.cli.estimate import Estimate, estimate
 from jaxrl_off.cli.listing import List, Reproduce, list_choices, reproduce
 from jaxrl_off.cli.training import Evaluate, Train, evaluate, train
 
@@ -23,11 +24,25 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0, 2 for mistakes in what was asked (told in one message), 130 after Ctrl-C. `reproduce` hands on the
         code of its script.
     """
-    commands = {"train": Train, "evaluate": Evaluate, "collect": Collect, "list": List, "reproduce": Reproduce}
+    commands = {
+        "train": Train,
+        "evaluate": Evaluate,
+        "collect": Collect,
+        "estimate": Estimate,
+        "list": List,
+        "reproduce": Reproduce,
+    }
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, args=arguments, prog="jaxrl-off", description="Learn from, and judge policies with, off-policy data."
     )
-    handlers = {Train: train, Evaluate: evaluate, Collect: collect, List: list_choices, Reproduce: reproduce}
+    handlers = {
+        Train: train,
+        Evaluate: evaluate,
+        Collect: collect,
+        Estimate: estimate,
+        List: list_choices,
+        Reproduce: reproduce,
+    }
     try:
         return handlers[type(chosen)](chosen)
     except (ValueError, ImportError, ArithmeticError, OSError) as error:

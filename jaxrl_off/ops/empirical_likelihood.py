@@ -113,6 +113,14 @@ def _sums(moments: Array, first: Array, second: Array) -> tuple[Array, Array]:
     return gradient, jnp.stack([jnp.stack(row) for row in rows])
 
 
+def tilt(moments: Array, theta: Array) -> Array:
+    """`theta . m`, `float[n]`, column by column.
+
+    No matrix product: the derivative of one, taken where x64 is off again, would be rounded to float32.
+    """
+    return sum(moments[:, k] * theta[k] for k in range(moments.shape[1]))
+
+
 def _log_mean(counts: Array, values: Array, total: Array) -> Array:
     return jnp.sum(jnp.where(counts > 0, counts * jnp.log(values), 0.0)) / total
 
@@ -228,14 +236,14 @@ def fit(counts: Array, moments: Array, support: Support, power: float = 0.0) -> 
     total = jnp.sum(counts)
 
     def slope_of(moments: Array, counts: Array, theta: Array) -> Array:
-        tilted = moments @ theta
+        tilted = tilt(moments, theta)
         return (
             jnp.sum((counts * tilted ** (power - 1.0))[:, None] * moments, axis=0) / jnp.sum(counts)
             - support.expectation
         )
 
     def evaluate(theta: Array) -> _Point:
-        tilted = moments @ theta
+        tilted = tilt(moments, theta)
         value = (
             _log_mean(counts, tilted, total)
             if power == 0.0
@@ -252,13 +260,13 @@ def fit(counts: Array, moments: Array, support: Support, power: float = 0.0) -> 
     offsets = jnp.zeros(support.corners.shape[0], moments.dtype)
     theta, mass, steps = _maximise(evaluate, support.corners, offsets, start)
     # the implicit function theorem: one step of Newton's method that is 0 but has the derivative of the solution
-    weight = mass / (support.corners @ theta)
+    weight = mass / tilt(support.corners, theta)
     matrix = -evaluate(theta).hessian + (support.corners.T * weight) @ support.corners
     slope = slope_of(moments_, counts_, theta)
     multipliers = theta + _solve_small(matrix, slope - frozen(slope))
-    mass = mass - weight * (support.corners @ (multipliers - theta))
+    mass = mass - weight * tilt(support.corners, multipliers - theta)
     # the whole dual objective (its other terms cancel), whose derivative with respect to theta vanishes
-    mean_log = _log_mean(counts_, moments_ @ theta, jnp.sum(counts_)) - theta @ support.expectation + 1.0
+    mean_log = _log_mean(counts_, tilt(moments_, theta), jnp.sum(counts_)) - theta @ support.expectation + 1.0
     return Likelihood(multipliers, mass, mean_log, steps)
 
 
@@ -294,7 +302,7 @@ def lower_bound(
     level = best.mean_log + threshold / total
 
     def value_of(theta: Array, counts: Array, moments: Array, gains: Array, level: Array) -> tuple[Array, Array, Array]:
-        tilted = moments @ theta + gains
+        tilted = tilt(moments, theta) + gains
         scale = jnp.exp(_log_mean(counts, tilted, jnp.sum(counts)) - level)
         return scale - theta @ support.expectation, scale, tilted
 

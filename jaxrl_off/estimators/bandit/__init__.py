@@ -9,6 +9,7 @@ from jaxrl_off.estimators.bandit.empirical import (
     empirical_likelihood_difference,
     predictor_control_variates,
 )
+from jaxrl_off.estimators.bandit.learning import LearnedPolicy, Learning, learn
 from jaxrl_off.estimators.bandit.online import Grid, Histogram, grid_of, make_histogram, update_histogram
 from jaxrl_off.estimators.bandit.reward_models import cross_fitted
 from jaxrl_off.estimators.bandit.weighted import (
@@ -29,6 +30,8 @@ __all__ = [
     "ControlVariates",
     "Grid",
     "Histogram",
+    "LearnedPolicy",
+    "Learning",
     "action_control_variates",
     "censored_empirical_likelihood",
     "clipped_ips",
@@ -42,6 +45,7 @@ __all__ = [
     "euclidean",
     "grid_of",
     "ips",
+    "learn",
     "make_histogram",
     "power_divergence",
     "predictor_control_variates",

@@ -127,14 +127,16 @@ def _difference_problem(rows: common.Rows, ranges: tuple[tuple[Array, Array], ..
 
 def _probabilities(problem: _Problem, best: el.Likelihood, power: float = 0.0) -> Array:
     """The best Q at the data."""
-    return problem.counts / jnp.sum(problem.counts) * (problem.moments @ best.multipliers) ** (power - 1.0)
+    return problem.counts / jnp.sum(problem.counts) * el.tilt(problem.moments, best.multipliers) ** (power - 1.0)
 
 
 def _identified(problem: _Problem, best: el.Likelihood, probabilities: Array) -> tuple[Array, Array]:
     """Least and greatest value under the best Q: what it puts on a corner has an unknown reward."""
 
     def end(side: _End) -> Array:
-        return side.offset + side.scale * (jnp.sum(probabilities * side.gains) + best.corner_mass @ side.corners)
+        return side.offset + side.scale * (
+            jnp.sum(probabilities * side.gains) + jnp.sum(best.corner_mass * side.corners)
+        )
 
     low, high = end(problem.lower), end(problem.upper)
     middle = 0.5 * (low + high)
@@ -239,9 +241,9 @@ def estimate_censored(
     moments, support, corner_weights = _weight_moments(weights, limits, False)
     best = el.fit(counts, moments, support)
     total = jnp.sum(counts)
-    probabilities = counts / total / (moments @ best.multipliers)
+    probabilities = counts / total / el.tilt(moments, best.multipliers)
     seen = probabilities * weights * observed
-    weight, missing = jnp.sum(seen), best.corner_mass @ corner_weights
+    weight, missing = jnp.sum(seen), jnp.sum(best.corner_mass * corner_weights)
     positive = weight > 1e-12
     divisor = jnp.where(positive, weight, 1.0)
     ratio = jnp.where(positive, jnp.sum(seen * rewards) / divisor, jnp.nan)
@@ -265,7 +267,9 @@ def estimate_censored(
                 gains = sign * weights * observed * (rewards - at) / span
                 corners = sign * corner_weights * (edge - at) / span
                 bound = el.lower_bound(counts, moments, gains, support, corners, best, threshold)
-                observed_weight = jnp.sum(bound.probabilities * weights * observed) + bound.corner_mass @ corner_weights
+                observed_weight = jnp.sum(bound.probabilities * weights * observed) + jnp.sum(
+                    bound.corner_mass * corner_weights
+                )
                 # Newton's step on the bound as a function of the value, whose slope is minus the weight observed
                 return at + sign * span * bound.value / jnp.maximum(observed_weight, 1e-12)
 
@@ -304,7 +308,7 @@ def likelihood_weights(
     """
     problem = _value_problem(rows, None, ranges, infinite, False)
     best = el.fit(problem.counts, problem.moments, problem.support)
-    plain = 1.0 / (problem.moments @ best.multipliers)
+    plain = 1.0 / el.tilt(problem.moments, best.multipliers)
     if not pessimistic:
         return plain
     total = jnp.sum(problem.counts)

@@ -67,8 +67,9 @@ def make_histogram(
 
     Example:
         >>> state = update_histogram(make_histogram((0.0, 4.0)), [0.5, 3.0], [1.0, 0.25])
-        >>> grid = grid_of(state)
-        >>> round(float((grid.counts * grid.weights * grid.rewards).sum()), 12)
+        >>> import numpy as np
+        >>> weights, rewards, counts = (np.asarray(column) for column in grid_of(state))
+        >>> round(float((counts * weights * rewards).sum()), 12)
         1.25
     """
     low, high = common.check_weight_range(weight_range)

@@ -1,0 +1,234 @@
+"""`jaxrl-off estimate bandit LOG`: what a policy is worth by logged decisions, with intervals, as table, JSON and plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from jaxrl_off.cli.common import table
+
+if TYPE_CHECKING:
+    from jaxrl_off.types import BanditLog
+
+# name on the command line -> function of `estimators.bandit`, and the columns of predictions that it needs
+ESTIMATORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "el": ("empirical_likelihood", ()),
+    "cressie_read": ("cressie_read", ()),
+    "emp": ("emp", ()),
+    "ips": ("ips", ()),
+    "snips": ("snips", ()),
+    "dm": ("direct_method", ("predicted_target",)),
+    "dr": ("doubly_robust", ("predicted", "predicted_target")),
+    "sndr": ("self_normalised_doubly_robust", ("predicted", "predicted_target")),
+}
+_LIKELIHOODS = ("el", "cressie_read", "emp")
+
+
+@dataclasses.dataclass
+class Estimate:
+    """Judge a policy by decisions that another one made and logged."""
+
+    kind: tyro.conf.Positional[Literal["bandit"]]
+    """Of the log: decisions of one step each."""
+    log: tyro.conf.Positional[Path]
+    """The log: .csv, .tsv or .txt (also .gz), .parquet, .npz; .vw or .dat (also .gz) is Vowpal Wabbit's cb format."""
+    estimators: str = "el,snips,ips"
+    """Names with commas between them: el, cressie_read, emp, ips, snips, dm, dr, sndr."""
+    level: float = 0.95
+    """Of confidence."""
+    by: str | None = None
+    """Column whose values divide the log into slices that are judged one by one."""
+    target: str = "column"
+    """Who is judged: column (its probabilities are in --target-propensity), uniform, logged, or always:ACTION."""
+    action: str = "action"
+    """Column of actions, counted from 0."""
+    reward: str = "reward"
+    """Column of rewards."""
+    propensity: str = "propensity"
+    """Column of the probabilities with which logged actions were taken."""
+    target_propensity: str = "target_propensity"
+    """Column of the judged policy's probabilities of the logged actions."""
+    predicted: str | None = None
+    """Column of predicted rewards of the logged actions, for dr and sndr."""
+    predicted_target: str | None = None
+    """Column of their mean under the judged policy, for dm, dr and sndr."""
+    weight_max: float | None = None
+    """The largest weight that is possible; by default 1 / the smallest propensity in the log."""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    """What rewards can be."""
+    interval: str = "student_t"
+    """Of estimators without one of their own: student_t, normal, bootstrap, bca, hoeffding, empirical_bernstein, betting."""
+    calibration: str = "f"
+    """Of el: f, chi2 or finite_sample."""
+    on_bad: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot be meant."""
+    output: Path | None = None
+    """Write the numbers to this JSON file, and a plot beside it; nothing is overwritten."""
+
+
+def estimate(options: Estimate) -> int:
+    """Run the command."""
+    names = [name.strip() for name in options.estimators.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ESTIMATORS]
+    if unknown or not names:
+        raise ValueError(f"unknown estimators {', '.join(unknown) or '(none)'}; choose from {', '.join(ESTIMATORS)}.")
+    given = {"predicted": options.predicted, "predicted_target": options.predicted_target}
+    for name in names:
+        missing = [column for column in ESTIMATORS[name][1] if given[column] is None]
+        if missing:
+            flags = " and ".join(f"--{column.replace('_', '-')}" for column in missing)
+            raise ValueError(f"{name} needs {flags}: predicted rewards, which `estimators.bandit.cross_fitted` makes.")
+    if options.output is not None:
+        if options.output.suffix != ".json":
+            raise ValueError(f"the output must end in .json, got {options.output}.")
+        taken = [str(path) for path in (options.output, options.output.with_suffix(".png")) if path.exists()]
+        if taken:
+            raise FileExistsError(f"{' and '.join(taken)} exist and are not overwritten; give another name.")
+    log, dropped = _read(options)
+    rows = _rows(options, names, log)
+    _print(options, rows, dropped)
+    if options.output is not None:
+        content = {"log": options.log.name, "target": options.target, "level": options.level}
+        content |= {"dropped_rows": dropped, "rows": rows}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(content, indent=1))
+        _plot(rows, options)
+        print(f"written: {options.output} and {options.output.with_suffix('.png')}")
+    return 0
+
+
+def _read(options: Estimate) -> tuple[BanditLog, int]:
+    """The log with what is asked of it, and how many rows were left out."""
+    import numpy as np
+
+    from jaxrl_off.data import bandit_logs, vowpal_wabbit
+
+    further = [name for name in (options.by, options.predicted, options.predicted_target) if name is not None]
+    stem = options.log.with_suffix("") if options.log.suffix == ".gz" else options.log
+    if stem.suffix in (".vw", ".dat"):
+        if further or options.target == "column":
+            raise ValueError("Vowpal Wabbit's format has no columns; judge --target uniform, logged or always:ACTION.")
+        log, report = vowpal_wabbit.read_cb(
+            options.log, reward_offset=options.reward_range[1], columns="order", on_bad=options.on_bad
+        )
+    else:
+        log, report = bandit_logs.read_table(
+            options.log,
+            action=options.action,
+            reward=options.reward,
+            propensity=options.propensity,
+            target_propensity=options.target_propensity if options.target == "column" else None,
+            columns=further,
+            on_bad=options.on_bad,
+        )
+    if np.isnan(log.reward).any():
+        count = int(np.isnan(log.reward).sum())
+        raise ValueError(
+            f"{count} rewards are missing; `estimators.bandit.censored_empirical_likelihood` is for such logs."
+        )
+    if options.target != "column":
+        log = log._replace(target_propensity=_propensities(options.target, log))
+    return log, report.dropped
+
+
+def _propensities(target: str, log: BanditLog) -> Any:
+    """Probabilities of the logged actions under a policy that is named on the command line."""
+    import numpy as np
+
+    if target == "uniform":
+        return np.full(len(log.action), 1.0 / log.num_actions)
+    if target == "logged":
+        return log.propensity
+    kind, _, action = target.partition(":")
+    if kind == "always" and action.isdecimal() and int(action) < log.num_actions:
+        return (log.action == int(action)).astype(float)
+    raise ValueError(
+        f"--target must be column, uniform, logged or always:ACTION with an action in [0, {log.num_actions}), got {target!r}."
+    )
+
+
+def _rows(options: Estimate, names: list[str], log: BanditLog) -> list[dict[str, Any]]:
+    """Numbers of every slice and estimator."""
+    import numpy as np
+
+    from jaxrl_off.estimators import bandit
+
+    weights = log.target_propensity / log.propensity
+    largest = options.weight_max or max(1.0 / float(log.propensity.min()), 1.0 + 1e-9)
+    slices = {"all": np.ones(len(weights), bool)}
+    if options.by is not None:
+        column = log.columns[options.by]
+        slices |= {str(value): column == value for value in np.unique(column)}
+    rows = []
+    for label, here in slices.items():
+        for name in names:
+            function, columns = ESTIMATORS[name]
+            settings: dict[str, Any] = dict(
+                weight_range=(0.0, largest), reward_range=options.reward_range, level=options.level
+            )
+            settings |= {column: log.columns[getattr(options, column)][here] for column in columns}
+            if name == "el":
+                settings["calibration"] = options.calibration
+            if name not in _LIKELIHOODS:
+                settings["interval"] = options.interval
+            found = getattr(bandit, function)(weights[here], log.reward[here], **settings)
+            numbers = {key: float(getattr(found, key)) for key in found._fields if key != "diagnostics"}
+            diagnostics = {key: float(value) for key, value in found.diagnostics.items()}
+            rows.append({"slice": label, "estimator": name, **numbers, "diagnostics": diagnostics})
+    return rows
+
+
+def _print(options: Estimate, rows: list[dict[str, Any]], dropped: int) -> None:
+    lines = [
+        (
+            row["slice"],
+            row["estimator"],
+            f"{row['value']:.5g}",
+            f"{row['lower']:.5g}",
+            f"{row['upper']:.5g}",
+            f"{row['diagnostics']['rows']:,.0f}",
+            f"{row['effective_sample_size']:,.0f}",
+            f"{row['diagnostics']['mean_weight']:.3f}",
+        )
+        for row in rows
+    ]
+    columns = ("slice", "estimator", "value", "lower", "upper", "rows", "effective", "mean weight")
+    judged = "the policy of its column" if options.target == "column" else f"the policy {options.target!r}"
+    table(f"{options.log}: value of {judged}, {options.level:.0%} intervals", columns, lines)
+    if options.weight_max is None:
+        print("The largest possible weight was taken to be 1 / the smallest propensity seen; --weight-max says better.")
+    if dropped:
+        print(f"{dropped} rows were dropped.")
+    if any(abs(row["diagnostics"]["mean_weight_z"]) > 4.0 for row in rows):
+        print(
+            "A mean weight more than 4 standard errors from 1 says that propensities are not what they are said to be."
+        )
+
+
+def _plot(rows: list[dict[str, Any]], options: Estimate) -> None:
+    """Estimates with their intervals, slices below one another."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row["estimator"] for row in rows))
+    labels = list(dict.fromkeys(row["slice"] for row in rows))
+    drawing, axis = plt.subplots(figsize=(8.0, 1.2 + 0.3 * len(rows)))
+    for row in rows:
+        height = -labels.index(row["slice"]) - 0.7 * (names.index(row["estimator"]) + 0.5) / len(names)
+        colour = f"C{names.index(row['estimator'])}"
+        axis.plot([row["lower"], row["upper"]], [height, height], color=colour, linewidth=2.0)
+        axis.plot(
+            row["value"], height, "o", color=colour, label=row["estimator"] if row["slice"] == labels[0] else None
+        )
+    axis.set_yticks([-i - 0.35 for i in range(len(labels))], labels)
+    axis.set_xlabel(f"value, {options.level:.0%} interval")
+    axis.legend()
+    drawing.tight_layout()
+    drawing.savefig(options.output.with_suffix(".png"), dpi=120)
+    plt.close(drawing)
