@@ -116,7 +116,7 @@ def _sums(moments: Array, first: Array, second: Array) -> tuple[Array, Array]:
 def tilt(moments: Array, theta: Array) -> Array:
     """`theta . m`, `float[n]`, column by column.
 
-    No matrix product: the derivative of one, taken where x64 is off again, would be rounded to float32.
+    No matrix product, here and below: JAX derives or batches one where x64 may be off again, and then rounds it to float32.
     """
     return sum(moments[:, k] * theta[k] for k in range(moments.shape[1]))
 
@@ -164,13 +164,13 @@ def _maximise(
     count = corners.shape[0]
 
     def slack_of(theta: Array) -> Array:
-        return corners @ theta + offsets
+        return tilt(corners, theta) + offsets
 
     def step(state: _State) -> _State:
         theta, point, slack, mass, barrier, length, steps, _ = state
-        slope = point.gradient + corners.T @ (barrier / slack)
-        direction = _solve_small(-point.hessian + (corners.T * (mass / slack)) @ corners, slope)
-        slack_step = corners @ direction
+        slope = point.gradient + tilt(corners.T, barrier / slack)
+        direction = _solve_small(_sums(corners, slack, mass / slack)[1] - point.hessian, slope)
+        slack_step = tilt(corners, direction)
         mass_step = (barrier - mass * slack_step) / slack - mass
         taken = length * _share_to_boundary(slack, slack_step)
         new_theta = theta + taken * direction
@@ -178,9 +178,9 @@ def _maximise(
         new_mass = mass + _share_to_boundary(mass, mass_step) * mass_step
         new_mass = jnp.clip(new_mass, 1e-10 * barrier / new_slack, 1e10 * barrier / new_slack)
         gain = new_point.value - point.value + barrier * jnp.sum(jnp.log(new_slack / slack))
-        accepted = gain >= 1e-4 * taken * jnp.dot(slope, direction) - 1e-14
-        gap = jnp.dot(new_slack, new_mass)
-        unbalanced = jnp.max(jnp.abs((new_point.gradient + corners.T @ new_mass) * new_theta))
+        accepted = gain >= 1e-4 * taken * jnp.sum(slope * direction) - 1e-14
+        gap = jnp.sum(new_slack * new_mass)
+        unbalanced = jnp.max(jnp.abs((new_point.gradient + tilt(corners.T, new_mass)) * new_theta))
         shrink = jnp.where(taken > 0.9, 0.02, 0.3)
         moved = _State(
             theta=new_theta,
@@ -251,22 +251,22 @@ def fit(counts: Array, moments: Array, support: Support, power: float = 0.0) -> 
         )
         first = counts * tilted ** (power - 1.0) / total
         gradient, hessian = _sums(moments, first, (power - 1.0) * first / tilted)
-        return _Point(value - theta @ support.expectation + 1.0, gradient - support.expectation, hessian)
+        return _Point(value - jnp.sum(theta * support.expectation) + 1.0, gradient - support.expectation, hessian)
 
     frozen = jax.lax.stop_gradient
     counts_, moments_ = counts, moments
     counts, moments = frozen(counts), frozen(moments)
-    start = support.interior / (support.interior @ support.expectation)
+    start = support.interior / jnp.sum(support.interior * support.expectation)
     offsets = jnp.zeros(support.corners.shape[0], moments.dtype)
     theta, mass, steps = _maximise(evaluate, support.corners, offsets, start)
     # the implicit function theorem: one step of Newton's method that is 0 but has the derivative of the solution
     weight = mass / tilt(support.corners, theta)
-    matrix = -evaluate(theta).hessian + (support.corners.T * weight) @ support.corners
+    matrix = _sums(support.corners, weight, weight)[1] - evaluate(theta).hessian
     slope = slope_of(moments_, counts_, theta)
     multipliers = theta + _solve_small(matrix, slope - frozen(slope))
     mass = mass - weight * tilt(support.corners, multipliers - theta)
     # the whole dual objective (its other terms cancel), whose derivative with respect to theta vanishes
-    mean_log = _log_mean(counts_, tilt(moments_, theta), jnp.sum(counts_)) - theta @ support.expectation + 1.0
+    mean_log = _log_mean(counts_, tilt(moments_, theta), jnp.sum(counts_)) - jnp.sum(theta * support.expectation) + 1.0
     return Likelihood(multipliers, mass, mean_log, steps)
 
 
@@ -304,7 +304,7 @@ def lower_bound(
     def value_of(theta: Array, counts: Array, moments: Array, gains: Array, level: Array) -> tuple[Array, Array, Array]:
         tilted = tilt(moments, theta) + gains
         scale = jnp.exp(_log_mean(counts, tilted, jnp.sum(counts)) - level)
-        return scale - theta @ support.expectation, scale, tilted
+        return scale - jnp.sum(theta * support.expectation), scale, tilted
 
     frozen = jax.tree.map(jax.lax.stop_gradient, (counts, moments, gains, level))
 
@@ -316,7 +316,7 @@ def lower_bound(
 
     squares = jnp.sum(frozen[0] * jnp.square(frozen[2]))
     size = jnp.sqrt(squares / (2.0 * threshold))
-    inside = support.corners @ support.interior
+    inside = tilt(support.corners, support.interior)
     size = jnp.maximum(size, 20.0 * jnp.max(-corner_gains / inside))
     start = jax.lax.stop_gradient(size * (0.9 * best.multipliers + 0.1 * support.interior))
     theta, mass, steps = _maximise(evaluate, support.corners, corner_gains, start)

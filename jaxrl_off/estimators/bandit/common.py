@@ -184,10 +184,13 @@ def standard_error(counts: Array, influence: Array) -> Array:
 
 def regression_error(counts: Array, target: Array, centred: Array) -> Array:
     """Standard error of the mean of a target after regression on columns `[n, k]` of known mean 0."""
-    gram = (centred * counts[:, None]).T @ centred
-    ridge = 1e-12 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny
-    slopes = jnp.linalg.solve(gram + ridge * jnp.eye(gram.shape[0]), centred.T @ (counts * target))
-    return standard_error(counts, target - centred @ slopes)
+    columns = [centred[:, k] for k in range(centred.shape[1])]
+    gram = jnp.stack([jnp.stack([jnp.sum(counts * x * y) for y in columns]) for x in columns])
+    right = jnp.stack([jnp.sum(counts * x * target) for x in columns])
+    # columns may depend on one another, or be nothing but 0
+    gram += (1e-12 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny) * jnp.eye(len(columns))
+    slopes = right / gram[0] if len(columns) == 1 else jnp.linalg.solve(gram, right)
+    return standard_error(counts, target - sum(slope * x for slope, x in zip(slopes, columns, strict=True)))
 
 
 def effective_size(counts: Array, weights: Array) -> Array:

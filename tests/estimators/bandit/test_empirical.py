@@ -328,3 +328,21 @@ def test_bad_input_is_refused(change, message):
     good = dict(weights=[0.5, 1.5], rewards=[0.5, 1.0], weight_range=(0.0, 4.0), level=0.95)
     with pytest.raises(ValueError, match=message):
         empirical_likelihood(**(good | change))
+
+
+def test_transformations_from_outside_a_compiled_function():
+    """`vmap` and `grad` of a jitted caller are traced where x64 is off; no digit may be lost to that."""
+    weights, rewards = formula(30, 5.0)
+    weights, rewards = (jnp.asarray(x, jnp.float32) for x in (weights, rewards))
+
+    @jax.jit
+    def lower(w, r):
+        return empirical_likelihood(w, r, weight_range=(0.0, 5.0), level=0.95).lower
+
+    alone = float(lower(weights, rewards))
+    together = jax.vmap(lower)(jnp.stack([weights, weights[::-1]]), jnp.stack([rewards, rewards[::-1]]))
+    np.testing.assert_allclose(np.asarray(together), alone, rtol=1e-12)
+    slope = jax.grad(lower, argnums=1)(weights, rewards)
+    with jax.enable_x64(True):
+        exact = jax.grad(lower, argnums=1)(jnp.asarray(weights, jnp.float64), jnp.asarray(rewards, jnp.float64))
+    np.testing.assert_allclose(slope, exact, rtol=1e-5)
