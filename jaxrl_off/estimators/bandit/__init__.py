@@ -12,6 +12,7 @@ from jaxrl_off.estimators.bandit.empirical import (
 from jaxrl_off.estimators.bandit.learning import LearnedPolicy, Learning, learn
 from jaxrl_off.estimators.bandit.online import Grid, Histogram, grid_of, make_histogram, update_histogram
 from jaxrl_off.estimators.bandit.reward_models import cross_fitted
+from jaxrl_off.estimators.bandit.selection import slope
 from jaxrl_off.estimators.bandit.weighted import (
     clipped_ips,
     direct_method,
@@ -52,6 +53,7 @@ __all__ = [
     "pseudo_inverse",
     "self_normalised_doubly_robust",
     "shrunk_doubly_robust",
+    "slope",
     "snips",
     "sub_gaussian_ips",
     "switch_doubly_robust",

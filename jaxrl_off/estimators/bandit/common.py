@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl_off.types import Array
 
 SIDES = ("two", "lower", "upper")
+_ROUNDING = 1e-6  # by how much, relatively, a weight may be above the largest one: that is float32's doing
 
 
 class Rows(NamedTuple):
@@ -110,6 +111,7 @@ def rows_of(
 
     Raises:
         ValueError: for lengths that differ, no rows, NaN, or values outside their range; names the column and the first row.
+            Weights above the largest by a relative 1e-6 are taken for it.
     """
     concrete = is_concrete(weights, rewards, counts, weight_range, reward_range, others)
     library = np if concrete else jnp
@@ -125,6 +127,8 @@ def rows_of(
     counts = columns.pop("counts")
     if concrete:
         _check_values(columns, counts, weight_range, reward_range)
+        if weight_range is not None:  # the last digits of float32 propensities
+            columns["weights"] = np.clip(columns["weights"], *weight_range)
         extra = padded_size(len(rewards)) - len(rewards)
         counts = np.pad(counts, (0, extra))
         columns = {name: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)) for name, x in columns.items()}
@@ -160,7 +164,8 @@ def _check_values(
     for name, column in columns.items():
         low, high = ranges.get(name, (-math.inf, math.inf))
         # NaN fails every comparison
-        fine = np.isfinite(column) & (column >= low) & (column <= high)
+        slack = _ROUNDING * high if name == "weights" and high < math.inf else 0.0
+        fine = np.isfinite(column) & (column >= low) & (column <= high + slack)
         wrong = counted & ~fine.reshape(len(counts), -1).all(axis=1)
         if wrong.any():
             row = int(np.argmax(wrong))
