@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-PLACES = {"--cache", "--output", "--curves", "--peer-python", "--purejaxrl", "--experts"}
+PLACES = {"--cache", "--output", "--curves", "--peer-python", "--purejaxrl", "--experts", "--data"}
 CURVES = (
     "steps",
     "episode_return",

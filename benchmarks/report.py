@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dapo_atari import atari_row
-from benchmarks.el_report import intervals_section
+from benchmarks.el_report import contest_section, intervals_section
 from benchmarks.nppac_report import learning_section, pathology_section
 from benchmarks.report_parts import figure, pyplot, table, verdict_cell, where
 from benchmarks.statistics import summarise_minatar
@@ -43,6 +43,8 @@ def write_report(results: Path) -> Path:
         "nppac_adroit": learning_section,
         "nppac_locomotion": learning_section,
         "el_intervals": intervals_section,
+        "el_estimation": contest_section,
+        "el_learning": contest_section,
         "throughput": throughput_section,
         "throughput_kl": throughput_section,
         "el_speed": throughput_section,

@@ -26,7 +26,10 @@ PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
         "cpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
         "gpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
     },
-    "el": {"quick": ("benchmarks.el_intervals",), "cpu": ("benchmarks.el_intervals",)},
+    "el": {
+        "quick": ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning"),
+        "cpu": ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning"),
+    },
 }
 
 

@@ -75,7 +75,8 @@ class Logger(NamedTuple):
         probabilities: `(state, x [d]) -> float32[K]`, h(.|x).
         greedy: `(state, x [d]) -> int32[]`, the best action without exploration: of a bag, that of most members; of a
             cover, that of the first policy. The lowest of equals.
-        update: `(key, state, x [d], action, reward, propensity) -> LoggerState`; rewards in [0, 1].
+        update: `(key, state, x [d], action, reward, propensity) -> LoggerState`; rewards in [0, 1]. The importance is
+            1 / propensity; nothing is learned where the propensity is infinite.
         num_actions: K.
         weight_max: the largest 1 / h(a|x) of any logged action, in float64 of float32 propensities: K / epsilon; m of
             `bag` and `cover`; 1 + (K - 1) exp(temperature) of `softmax`.
@@ -185,7 +186,8 @@ def make_logger(
         key: Array, state: LoggerState, x: Array, action: Array, reward: Array, propensity: Array
     ) -> LoggerState:
         chex.assert_rank([x, action, reward, propensity], [1, 0, 0, 0])
-        rows, cost = state.rows + 1, 1.0 - reward
+        seen = jnp.isfinite(propensity)
+        rows, cost = state.rows + seen, 1.0 - reward
         if kind == "cover":
             first = LoggerState(state.weights[:1], state.squares[:1], rows)
             targets = cover_targets(state, x, action, cost, propensity, rows)
@@ -193,7 +195,14 @@ def make_logger(
             regress = jax.vmap(
                 jax.vmap(_regress, in_axes=(0, 0, None, 0, None, None)), in_axes=(0, 0, None, 0, None, None)
             )
-            rest = regress(state.weights[1:], state.squares[1:], _with_constant(x), targets, 1.0, learning_rate)
+            rest = regress(
+                state.weights[1:],
+                state.squares[1:],
+                _with_constant(x),
+                targets,
+                seen.astype(jnp.float32),
+                learning_rate,
+            )
             return LoggerState(*(jnp.concatenate(pair) for pair in zip(one, rest, strict=True)), rows)
         times = jax.random.poisson(key, 1.0, (count,)) if kind == "bag" else jnp.ones(count)
         return LoggerState(*learn_chosen(state, x, action, cost, times / propensity), rows)

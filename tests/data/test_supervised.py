@@ -167,6 +167,15 @@ def test_policies_learn_from_their_own_guesses(kind):
     assert value(logger.init(D)) == pytest.approx(np.mean(truth == 0))  # nothing is tried, and all look as good
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_learned_where_the_propensity_is_infinite(kind):
+    logger = make_logger(kind, K)
+    features, labels = blobs(60)
+    state = train_logger(logger, jax.random.key(0), features, labels)
+    after = logger.update(jax.random.key(1), state, features[0], jnp.int32(1), jnp.float32(1.0), jnp.float32(jnp.inf))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
 def test_a_larger_bonus_makes_policies_of_a_cover_disagree():
     features, labels = blobs(400)
 

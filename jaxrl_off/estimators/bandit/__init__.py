@@ -7,6 +7,7 @@ from jaxrl_off.estimators.bandit.empirical import (
     censored_empirical_likelihood,
     empirical_likelihood,
     empirical_likelihood_difference,
+    likelihood_weights,
     predictor_control_variates,
 )
 from jaxrl_off.estimators.bandit.learning import LearnedPolicy, Learning, learn
@@ -47,6 +48,7 @@ __all__ = [
     "grid_of",
     "ips",
     "learn",
+    "likelihood_weights",
     "make_histogram",
     "power_divergence",
     "predictor_control_variates",

@@ -282,8 +282,10 @@ def estimate_censored(
     return Estimate(value, error, lower, upper, size, diagnostics)
 
 
+@functools.partial(jax.jit, static_argnames=("infinite", "pessimistic", "level", "calibration"))
 def likelihood_weights(
     rows: common.Rows,
+    at: tuple[Array, Array],
     ranges: tuple[tuple[Array, Array], tuple[Array, Array]],
     *,
     infinite: bool,
@@ -291,29 +293,18 @@ def likelihood_weights(
     level: float = 0.95,
     calibration: str = "f",
 ) -> Array:
-    """`omega_i = N Q_i / c_i`, what the best law, or the law that attains the lower bound, makes of each row's weight of 1.
-
-    Where the lower bound is trivial, because no row has a reward, the best law stands in for it, as in the authors' code.
-
-    Args:
-        rows: as `estimate_value`.
-        ranges: as there.
-        infinite: as there.
-        pessimistic: whether of the two-sided interval's lower bound.
-        level: of that interval.
-        calibration: of that interval.
-
-    Returns:
-        `float64[n]`; not to be differentiated.
-    """
+    """See `empirical.likelihood_weights`; `at` are the weights and rewards whose omega is asked for."""
     problem = _value_problem(rows, None, ranges, infinite, False)
+    asked = common.Rows(jnp.ones_like(at[0]), *at, ())
+    asked = _value_problem(asked, None, ranges, infinite, False)
     best = el.fit(problem.counts, problem.moments, problem.support)
-    plain = 1.0 / el.tilt(problem.moments, best.multipliers)
+    plain = 1.0 / el.tilt(asked.moments, best.multipliers)
     if not pessimistic:
         return plain
     total = jnp.sum(problem.counts)
     threshold = threshold_of(total, level, "two", calibration)
     side = problem.lower
     bound = el.lower_bound(problem.counts, problem.moments, side.gains, problem.support, side.corners, best, threshold)
-    tilted = total * bound.probabilities / jnp.where(problem.counts > 0, problem.counts, 1.0)
+    scale = bound.value + jnp.sum(bound.multipliers * problem.support.expectation)
+    tilted = scale / (el.tilt(asked.moments, bound.multipliers) + asked.lower.gains)
     return jnp.where(jnp.any((problem.counts > 0) & (side.gains > 0)) & (total >= 2.0), tilted, plain)

@@ -269,8 +269,9 @@ def _learn(key: Array, data: _Data, rates: _Rates, *, task: _Task) -> Learning:
             rows = common.Rows(jnp.ones(count, jnp.float64), inside, data.rewards.astype(jnp.float64), ())
             infinite = math.isinf(task.weight_range[1])
             pessimistic = _REWEIGHTED[task.objective]
+            at = rows.weights, rows.rewards
             found = likelihood_weights(
-                rows, (limits, span), infinite=infinite, pessimistic=pessimistic, level=task.level
+                rows, at, (limits, span), infinite=infinite, pessimistic=pessimistic, level=task.level
             )
             return found.astype(jnp.float32)
 

@@ -78,18 +78,14 @@ def test_hidden_layers_learn_what_a_linear_policy_cannot():
 
 def test_the_pessimistic_law_weighs_rewards_down():
     """omega of the lower bound falls with the reward at one weight, adds up to the law, and is the bound's own gradient."""
-    from jaxrl_off.estimators.bandit import common
-    from jaxrl_off.estimators.bandit.empirical_core import likelihood_weights
-
     random = np.random.default_rng(2)
     weights = np.tile([0.0, 0.5, 2.0], 100)
     rewards = np.repeat([0.0, 1.0, 1.0], 100)
     random.shuffle(rewards)
-    with jax.enable_x64(True):
-        ranges = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), ((0.0, 4.0), (0.0, 1.0)))
-        rows = common.rows_of(weights, rewards, None, (0.0, 4.0), (0.0, 1.0))
-        omega = np.asarray(likelihood_weights(rows, ranges, infinite=False, pessimistic=True))[:300]
-        neutral = np.asarray(likelihood_weights(rows, ranges, infinite=False, pessimistic=False))[:300]
+    log = dict(weights=weights, rewards=rewards, weight_range=(0.0, 4.0))
+    omega = np.asarray(bandit.likelihood_weights(**log, level=0.95))
+    neutral = np.asarray(bandit.likelihood_weights(**log))
+    assert omega.shape == neutral.shape == (300,)
     for weight in (0.5, 2.0):
         here = weights == weight
         assert omega[here & (rewards == 1)].max() < omega[here & (rewards == 0)].min()
@@ -101,6 +97,21 @@ def test_the_pessimistic_law_weighs_rewards_down():
             lambda r: bandit.empirical_likelihood(jnp.asarray(weights), r, weight_range=(0.0, 4.0), level=0.95).lower
         )(jnp.asarray(rewards))
     np.testing.assert_allclose(slope, omega * weights / 300, atol=1e-9)
+    value = float(bandit.empirical_likelihood(**log).value)
+    assert np.mean(neutral * weights * rewards) == pytest.approx(value, abs=1e-9)
+    # of one weight and reward, whether or not the log has it: 1 / omega is linear in w, and in r
+    asked = (np.array([0.5, 1.0, 2.0, 2.0, 2.0]), np.array([0.0, 0.0, 0.0, 0.5, 1.0]))
+    inverse = 1.0 / np.asarray(bandit.likelihood_weights(**log, level=0.95, at=asked))
+    np.testing.assert_allclose(
+        1.0 / inverse[[0, 2, 4]], [omega[(weights == w) & (rewards == r)][0] for w, r in ((0.5, 0), (2, 0), (2, 1))]
+    )
+    assert inverse[1] == pytest.approx(inverse[0] + (inverse[2] - inverse[0]) / 3)
+    assert inverse[3] == pytest.approx((inverse[2] + inverse[4]) / 2)
+
+
+def test_the_law_that_attains_a_trivial_bound_is_the_best_one():
+    log = dict(weights=[0.5, 1.5, 1.0], rewards=[0.0, 0.0, 0.0], weight_range=(0.0, 4.0))
+    np.testing.assert_array_equal(bandit.likelihood_weights(**log, level=0.95), bandit.likelihood_weights(**log))
 
 
 def test_vmap_over_keys_is_the_loop(task):
