@@ -145,6 +145,32 @@ class BanditLog(NamedTuple):
     columns: dict[str, Any]
 
 
+class Trajectories(NamedTuple):
+    """Logged decisions of whole trajectories, padded to one length T; NumPy or JAX arrays of n rows.
+
+    What stands in the padding is arbitrary. What is not known is None.
+
+    Attributes:
+        observations: `[n, T, ...]`, s_t; None where no estimator looks at it.
+        actions: `int32[n, T]` or `float[n, T, A]`, a_t; None likewise.
+        rewards: `float[n, T]`, r_t.
+        behaviour_log_prob: `float[n, T]`, log pi_b(a_t|s_t); None where it is not known.
+        mask: `bool[n, T]`, which steps were made: the first ones of each row.
+        terminated: `bool[n, T]`, after which step the value of what follows is zero.
+        truncated: `bool[n, T]`, after which step the trajectory was cut. Both False: it goes on, or the horizon ended it.
+        final_observation: `[n, ...]`, what followed the last step, or None.
+    """
+
+    observations: PyTree | None
+    actions: Array | None
+    rewards: Array
+    behaviour_log_prob: Array | None
+    mask: Array
+    terminated: Array
+    truncated: Array
+    final_observation: PyTree | None
+
+
 class Estimate(NamedTuple):
     """What an estimator says of a policy's value; float64 scalars, with a leading axis under `vmap`.
 

@@ -1,0 +1,1 @@
+"""The value of a policy from whole trajectories of another one."""

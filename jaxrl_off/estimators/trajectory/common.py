@@ -1,0 +1,303 @@
+"""What all estimators on trajectories share: checks, weights in log space, and from a statistic to an `Estimate`.
+
+A trajectory counts `c_i` times (1, or 0 for padding, or what a resample drew). An estimator is a statistic `c -> V(c)` that
+depends on the shares `c / sum c` alone, and everything else follows from it:
+
+* value: V(1);
+* standard error: the infinitesimal jackknife, `sqrt(sum_i u_i^2 / (N (N - 1)))` with the influence `u_i = N dV / dc_i` less its
+  mean (Efron and Tibshirani 1993, 21.2): the delta method, whatever the statistic solves within;
+* intervals: normal and Student t of those, or bootstrap and BCa, which compute the statistic anew for every resample of whole
+  trajectories, and so have right what resampling of steps or of terms has wrong.
+
+Weights are sums of log ratios until the last moment. All is float64 (`jax.enable_x64`), also where the caller's default is not;
+under `jax.vmap`, `jax.grad` or `jax.jit` of one's own the caller has to turn it on around the outermost transformation, as JAX
+would otherwise derive and batch matrix products in float32, and is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_off.estimators.bandit.common import check_level, is_concrete, padded_size
+from jaxrl_off.estimators.bandit.common import effective_size as effective_size
+from jaxrl_off.estimators.bandit.common import standard_error as standard_error
+from jaxrl_off.estimators.bandit.common import weighted_mean as weighted_mean
+from jaxrl_off.ops import intervals
+from jaxrl_off.types import Array, Estimate, Trajectories
+
+INTERVALS = ("student_t", "normal", "bootstrap", "bca")
+LARGEST_LOG_WEIGHT = 600.0  # e^600 leaves room for sums of squares in float64
+
+
+class Settings(NamedTuple):
+    """What is asked of an estimator; hashable.
+
+    Attributes:
+        level: of confidence, or None for an estimate alone.
+        sides: "two", "lower" or "upper".
+        interval: one of `INTERVALS`.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        floor: effective sample size below which `diagnostics["below_floor"]` is 1.
+    """
+
+    level: float | None = None
+    sides: str = "two"
+    interval: str = "student_t"
+    resamples: int = 1000
+    seed: int = 0
+    floor: float = 10.0
+
+
+def settings_of(**given: Any) -> Settings:
+    """Checked settings.
+
+    Raises:
+        ValueError: for values that cannot be meant.
+    """
+    unknown = [name for name in given if name not in Settings._fields]
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}; there are {', '.join(Settings._fields)}.")
+    settings = Settings(**given)
+    check_level(settings.level, settings.sides)
+    if settings.interval not in INTERVALS:
+        raise ValueError(f"interval must be one of {', '.join(INTERVALS)}, got {settings.interval!r}.")
+    if settings.resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {settings.resamples}.")
+    return settings
+
+
+class Steps(NamedTuple):
+    """Checked columns in float64, neutral where there is padding.
+
+    Attributes:
+        counts: `float64[n]`, how often each trajectory counts.
+        rewards: `float64[n, T]`; 0 in the padding.
+        log_ratio: `float64[n, T]`, log pi_e(a_t|s_t) - log pi_b(a_t|s_t), -inf where the target never acts so; 0 in the
+            padding.
+        mask: `bool[n, T]`.
+        discounts: `float64[T]`, gamma^t.
+    """
+
+    counts: Array
+    rewards: Array
+    log_ratio: Array
+    mask: Array
+    discounts: Array
+
+
+def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: float = 1.0, counts: Any = None) -> Steps:
+    """Check trajectories and ratios. To be called with x64 on.
+
+    Args:
+        trajectories: n of them; behaviour log-probabilities are needed where `target_log_prob` is given.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t) of the policy to be judged, or None for ratios of 1.
+        discount: gamma, in [0, 1].
+        counts: `float[n]`, or None for once each.
+
+    Raises:
+        ValueError: for shapes that do not fit, masks with gaps, NaN, no trajectories, a discount outside [0, 1], missing
+            behaviour probabilities, or a logged action that the behaviour policy is said never to take.
+    """
+    values = (trajectories, target_log_prob, discount, counts)
+    if not is_concrete(values) and not jax.config.jax_enable_x64:
+        raise ValueError(
+            "jax.jit, jax.vmap and jax.grad of estimators on trajectories must run inside `with jax.enable_x64(True):`; "
+            "else JAX rounds to float32 what it batches or derives. Put the outermost transformation, and its call, in it."
+        )
+    if is_concrete(discount) and not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount must be in [0, 1], got {discount}.")
+    if target_log_prob is not None and trajectories.behaviour_log_prob is None:
+        raise ValueError(
+            "the trajectories have no behaviour_log_prob, so that there are no importance ratios; log them, or estimate them "
+            "from the data with `data.trajectories.clone_behaviour`, which says so in its result."
+        )
+    library = np if is_concrete(values) else jnp
+    rewards = library.asarray(trajectories.rewards, library.float64)
+    mask = library.asarray(trajectories.mask, bool)
+    if rewards.ndim != 2 or mask.shape != rewards.shape or 0 in rewards.shape:
+        raise ValueError(f"rewards {rewards.shape} and mask {mask.shape} must both be [n, T], with n and T at least 1.")
+    counts = library.ones(len(rewards)) if counts is None else library.asarray(counts, library.float64)
+    if counts.shape != rewards.shape[:1]:
+        raise ValueError(f"counts have shape {counts.shape}; there are {len(rewards)} trajectories.")
+    columns = {"rewards": rewards}
+    if target_log_prob is not None:
+        columns["target_log_prob"] = library.asarray(target_log_prob, library.float64)
+        columns["behaviour_log_prob"] = library.asarray(trajectories.behaviour_log_prob, library.float64)
+    for name, column in columns.items():
+        if column.shape != rewards.shape:
+            raise ValueError(f"{name} has shape {column.shape}, rewards {rewards.shape}; every step needs one of each.")
+    if library is np:
+        _check_values(columns, mask, counts)
+    shown = mask & (counts > 0)[:, None]
+    columns = {name: library.where(shown, column, 0.0) for name, column in columns.items()}
+    log_ratio = library.zeros_like(rewards)
+    if target_log_prob is not None:
+        log_ratio = columns["target_log_prob"] - columns["behaviour_log_prob"]
+    discounts = jnp.asarray(discount, jnp.float64) ** jnp.arange(rewards.shape[1])
+    return Steps(*(jnp.asarray(x) for x in (counts, columns["rewards"], log_ratio, shown)), discounts)
+
+
+def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.ndarray) -> None:
+    if not np.isfinite(counts).all() or (counts < 0).any() or not (counts > 0).any():
+        raise ValueError(
+            "counts must be finite, not negative and not all 0; there is nothing to estimate from otherwise."
+        )
+    shown = mask & (counts > 0)[:, None]
+    gaps = (mask[:, 1:] & ~mask[:, :-1]).any(axis=1) | ~mask[:, 0]
+    if (gaps & (counts > 0)).any():
+        raise ValueError(
+            f"the mask of trajectory {int(np.argmax(gaps & (counts > 0)))} does not cover its first steps without a gap; the "
+            "steps of a trajectory stand at the beginning of its row, and there is at least one."
+        )
+    for name, column in columns.items():
+        # -inf is a target policy that never acts so
+        fine = np.isfinite(column) | ((column == -np.inf) & (name == "target_log_prob"))
+        if (shown & ~fine).any():
+            row, step = np.argwhere(shown & ~fine)[0]
+            hint = ""
+            if name == "behaviour_log_prob" and column[row, step] == -np.inf:
+                hint = (
+                    " The behaviour policy took an action that it is said never to take: its probabilities are wrong."
+                )
+            raise ValueError(
+                f"{name} must be finite; step {step} of trajectory {row} has {column[row, step]}, and "
+                f"{int((shown & ~fine).sum())} steps are so.{hint} Mend the data."
+            )
+
+
+def log_weights(steps: Steps, *, window: int | None = None, clip: float | None = None) -> Array:
+    """`log w_t`, the logarithm of the product of the ratios up to and including step t, `float64[n, T]`; kept in the padding.
+
+    Args:
+        steps: columns.
+        window: product of that many most recent ratios alone; 0 for weights of 1, None for all.
+        clip: largest ratio, of each step; None for no bound.
+
+    Raises:
+        ValueError: for a negative window or a clip that is not positive.
+    """
+    if window is not None and window < 0:
+        raise ValueError(f"window must be 0, positive or None, got {window}.")
+    if clip is not None and is_concrete(clip) and not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}.")
+    ratio = steps.log_ratio if clip is None else jnp.minimum(steps.log_ratio, jnp.log(clip))
+    horizon = ratio.shape[1]
+    if window is None or window >= horizon:
+        return jnp.cumsum(ratio, axis=1)
+    # no differences of cumulative sums: these may be -inf
+    total = jnp.zeros_like(ratio)
+    for lag in range(window):
+        total += jnp.pad(ratio, [(0, 0), (lag, 0)])[:, :horizon]
+    last = jnp.maximum(jnp.sum(steps.mask, axis=1) - 1, 0)
+    return jnp.take_along_axis(total, jnp.minimum(jnp.arange(horizon), last[:, None]), axis=1)
+
+
+def weights_of(log_weight: Array) -> Array:
+    """Weights themselves; those above e^600 are cut there, which `largest_log_weight` of the diagnostics shows."""
+    return jnp.exp(jnp.minimum(log_weight, LARGEST_LOG_WEIGHT))
+
+
+def scaled_weights(log_weight: Array, counts: Array, axis: int | None = 0) -> Array:
+    """Weights up to a factor, of each step (`axis=0`) or of all (None), that makes the largest 1: for ratios of sums."""
+    counted = jnp.where((counts > 0).reshape(-1, *[1] * (log_weight.ndim - 1)), log_weight, -jnp.inf)
+    largest = jnp.max(counted, axis=axis, keepdims=True)
+    return jnp.exp(log_weight - jnp.where(jnp.isfinite(largest), largest, 0.0))
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Quotient that is 0 where the denominator is 0, with a finite derivative there."""
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
+
+
+def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
+    """What the final weights `log_weight [n]` tell.
+
+    `rows` N; `mean_weight` (1 in expectation where nothing was cut) and `mean_weight_z` (standard errors from it);
+    `largest_share` of all weight that one trajectory has; `largest_log_weight`; `mean_length` in steps.
+    """
+    counts = steps.counts
+    weights = weights_of(log_weight)
+    mean, error = weighted_mean(counts, weights), standard_error(counts, weights)
+    scaled = scaled_weights(log_weight, counts)
+    return {
+        "rows": jnp.sum(counts),
+        "mean_weight": mean,
+        "mean_weight_z": (mean - 1.0) / jnp.where(error > 0, error, 1.0),
+        "largest_share": ratio(jnp.max(jnp.where(counts > 0, scaled, 0.0)), jnp.sum(counts * scaled)),
+        "largest_log_weight": jnp.max(jnp.where(counts > 0, log_weight, -jnp.inf)),
+        "mean_length": weighted_mean(counts, jnp.sum(steps.mask, axis=1).astype(counts.dtype)),
+    }
+
+
+def estimate_statistic(
+    statistic: Callable[[Array], Array],
+    steps: Steps,
+    log_weight: Array,
+    settings: Settings,
+    *,
+    diagnostics: dict[str, Array] | None = None,
+    size: int | None = None,
+) -> Estimate:
+    """An `Estimate` of a statistic of whole trajectories; see the module.
+
+    Args:
+        statistic: `counts [n] -> value []`, differentiable, a function of the shares `counts / sum(counts)`.
+        steps: columns; their counts are those of the data.
+        log_weight: `float64[n]`, of the weights that say how many trajectories count.
+        settings: of `settings_of`.
+        diagnostics: further ones.
+        size: most trajectories that a resample has to hold; None for n, right where counts are 0 or 1.
+
+    Returns:
+        An `Estimate`. Its effective sample size is in trajectories. Diagnostics: those of `weight_diagnostics`, `below_floor`,
+        `finite` (whether the value is a number; otherwise it is NaN, and the interval infinite), and the further ones.
+    """
+    counts = steps.counts
+    total = jnp.sum(counts)
+    value, slope = jax.value_and_grad(statistic)(counts)
+    finite = jnp.isfinite(value) & jnp.all(jnp.where(counts > 0, jnp.isfinite(slope), True))
+    influence = jnp.where((counts > 0) & finite, total * slope, 0.0)
+    error = jnp.where(finite, standard_error(counts, influence), jnp.inf)
+    lower = upper = None
+    if settings.level is not None:
+        lower, upper = _interval(statistic, value, influence, counts, settings, size)
+        lower, upper = jnp.where(finite, lower, -jnp.inf), jnp.where(finite, upper, jnp.inf)
+    effective = effective_size(counts, scaled_weights(log_weight, counts))
+    found = weight_diagnostics(steps, log_weight) | {
+        "below_floor": (effective < settings.floor).astype(counts.dtype),
+        "finite": finite.astype(counts.dtype),
+    }
+    value = jnp.where(finite, value, jnp.nan)
+    return Estimate(value, error, lower, upper, effective, found | (diagnostics or {}))
+
+
+def _interval(
+    statistic: Callable[[Array], Array],
+    value: Array,
+    influence: Array,
+    counts: Array,
+    settings: Settings,
+    size: int | None,
+) -> intervals.Interval:
+    shared = dict(level=settings.level, sides=settings.sides)
+    if settings.interval in ("bootstrap", "bca"):
+        method = intervals.percentile_interval if settings.interval == "bootstrap" else intervals.bca_interval
+        key = jax.random.key(settings.seed)
+        return method(key, statistic, counts, resamples=settings.resamples, size=size, **shared)
+    method = intervals.normal_interval if settings.interval == "normal" else intervals.student_t_interval
+    centred = influence - weighted_mean(counts, influence)
+    return method(value + centred, counts, **shared)
+
+
+def resample_size(counts: Any) -> int | None:
+    """Room that resamples need for these counts; None where each is 0 or 1, or where they are not known yet."""
+    if counts is None or not is_concrete(counts):
+        return None
+    return max(len(counts), padded_size(int(np.ceil(np.sum(counts)))))
