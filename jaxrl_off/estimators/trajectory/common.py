@@ -11,12 +11,13 @@ depends on the shares `c / sum c` alone, and everything else follows from it:
 
 Weights are sums of log ratios until the last moment. All is float64 (`jax.enable_x64`), also where the caller's default is not;
 under `jax.vmap`, `jax.grad` or `jax.jit` of one's own the caller has to turn it on around the outermost transformation, as JAX
-would otherwise derive and batch matrix products in float32, and is told so.
+would otherwise derive and batch matrix products in float32, and is told so (`float64`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from jaxrl_off.ops import intervals
 from jaxrl_off.types import Array, Estimate, Trajectories
 
 INTERVALS = ("student_t", "normal", "bootstrap", "bca")
-LARGEST_LOG_WEIGHT = 600.0  # e^600 leaves room for sums of squares in float64
+LARGEST_LOG_WEIGHT = 300.0  # leaves room for squares in float64
 
 
 class Settings(NamedTuple):
@@ -91,8 +92,25 @@ class Steps(NamedTuple):
     discounts: Array
 
 
+def float64(*values: Any) -> AbstractContextManager[None]:
+    """The context that estimators run in, `jax.enable_x64(True)`.
+
+    Args:
+        *values: what they were given.
+
+    Raises:
+        ValueError: if something of it is a tracer and x64 is off, so that the caller's transformation would round.
+    """
+    if not is_concrete(values) and not jax.config.jax_enable_x64:
+        raise ValueError(
+            "jax.jit, jax.vmap and jax.grad of estimators on trajectories must run inside `with jax.enable_x64(True):`; "
+            "else JAX rounds to float32 what it batches or derives. Put the outermost transformation, and its call, in it."
+        )
+    return jax.enable_x64(True)
+
+
 def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: float = 1.0, counts: Any = None) -> Steps:
-    """Check trajectories and ratios. To be called with x64 on.
+    """Check trajectories and ratios. To be called within `float64`.
 
     Args:
         trajectories: n of them; behaviour log-probabilities are needed where `target_log_prob` is given.
@@ -105,11 +123,6 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
             behaviour probabilities, or a logged action that the behaviour policy is said never to take.
     """
     values = (trajectories, target_log_prob, discount, counts)
-    if not is_concrete(values) and not jax.config.jax_enable_x64:
-        raise ValueError(
-            "jax.jit, jax.vmap and jax.grad of estimators on trajectories must run inside `with jax.enable_x64(True):`; "
-            "else JAX rounds to float32 what it batches or derives. Put the outermost transformation, and its call, in it."
-        )
     if is_concrete(discount) and not 0.0 <= discount <= 1.0:
         raise ValueError(f"discount must be in [0, 1], got {discount}.")
     if target_log_prob is not None and trajectories.behaviour_log_prob is None:
@@ -171,13 +184,8 @@ def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.n
             )
 
 
-def log_weights(steps: Steps, *, window: int | None = None, clip: float | None = None) -> Array:
-    """`log w_t`, the logarithm of the product of the ratios up to and including step t, `float64[n, T]`; kept in the padding.
-
-    Args:
-        steps: columns.
-        window: product of that many most recent ratios alone; 0 for weights of 1, None for all.
-        clip: largest ratio, of each step; None for no bound.
+def check_weights(window: int | None, clip: float | None) -> None:
+    """Refuse settings of `log_weights` that cannot be meant.
 
     Raises:
         ValueError: for a negative window or a clip that is not positive.
@@ -186,6 +194,16 @@ def log_weights(steps: Steps, *, window: int | None = None, clip: float | None =
         raise ValueError(f"window must be 0, positive or None, got {window}.")
     if clip is not None and is_concrete(clip) and not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}.")
+
+
+def log_weights(steps: Steps, *, window: int | None = None, clip: float | None = None) -> Array:
+    """`log w_t`, the logarithm of the product of the ratios up to and including step t, `float64[n, T]`; kept in the padding.
+
+    Args:
+        steps: columns.
+        window: product of that many most recent ratios alone; 0 for weights of 1, None for all.
+        clip: largest ratio, of each step; None for no bound.
+    """
     ratio = steps.log_ratio if clip is None else jnp.minimum(steps.log_ratio, jnp.log(clip))
     horizon = ratio.shape[1]
     if window is None or window >= horizon:
@@ -194,12 +212,17 @@ def log_weights(steps: Steps, *, window: int | None = None, clip: float | None =
     total = jnp.zeros_like(ratio)
     for lag in range(window):
         total += jnp.pad(ratio, [(0, 0), (lag, 0)])[:, :horizon]
-    last = jnp.maximum(jnp.sum(steps.mask, axis=1) - 1, 0)
-    return jnp.take_along_axis(total, jnp.minimum(jnp.arange(horizon), last[:, None]), axis=1)
+    return held(total, steps.mask)
+
+
+def held(values: Array, mask: Array) -> Array:
+    """Values `[n, T]` with that of the last step in the padding."""
+    last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
+    return jnp.take_along_axis(values, jnp.minimum(jnp.arange(values.shape[1]), last[:, None]), axis=1)
 
 
 def weights_of(log_weight: Array) -> Array:
-    """Weights themselves; those above e^600 are cut there, which `largest_log_weight` of the diagnostics shows."""
+    """Weights themselves; those above e^300 are cut there, which `largest_log_weight` of the diagnostics shows."""
     return jnp.exp(jnp.minimum(log_weight, LARGEST_LOG_WEIGHT))
 
 

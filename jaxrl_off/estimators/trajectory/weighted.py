@@ -134,7 +134,7 @@ def empirical_likelihood(
     Raises:
         ValueError: for data or settings that cannot be meant.
     """
-    with jax.enable_x64(True):
+    with common.float64(trajectories, target_log_prob, counts):
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
         weights = common.weights_of(common.log_weights(steps)[:, -1])
         returns = jnp.sum(steps.discounts * steps.rewards, axis=1)
@@ -176,7 +176,8 @@ def _estimate(
     **settings: Any,
 ) -> Estimate:
     checked = common.settings_of(**settings)
-    with jax.enable_x64(True):
+    common.check_weights(window, clip)
+    with common.float64(trajectories, target_log_prob, counts):
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
         return _run(
             steps, clip, statistic_of=statistic_of, window=window, settings=checked, size=common.resample_size(counts)

@@ -1,0 +1,315 @@
+"""Estimators on trajectories that correct a fitted action-value function: direct, doubly robust, and their mixtures.
+
+Symbols as in `weighted`; `q_t = Q(s_t, a_t)` and `v_t = sum_a pi_e(a|s_t) Q(s_t, a)` of an action-value function of the target
+policy, 0 after a trajectory's end; `u_{i,t} = c_i w_t / sum_j c_j w_t` the weights made to sum to 1, `w_{-1} = 1`.
+
+| function | estimate |
+|---|---|
+| `direct_method` | `mean_i v_0` |
+| `doubly_robust` | `mean_i sum_t gamma^t [w_t (r_t - q_t) + w_{t-1} v_t]` (Jiang and Li, ICML 2016) |
+| `weighted_doubly_robust` | `sum_t gamma^t sum_i [u_t (r_t - q_t) + u_{t-1} v_t]` (Thomas and Brunskill, ICML 2016) |
+| `magic` | a mixture of partial importance sampling returns, from the direct method to the weighted doubly robust one |
+| `double_reinforcement_learning` | the doubly robust form with marginal ratios in place of w (Kallus and Uehara, JMLR 2020) |
+
+Q = 0 makes them per-decision importance sampling and its weighted kin. If Q was fitted to the same trajectories, what is fitted
+is not in the standard errors: use `cross_fitted` to fit it to the others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory.common import Settings, Steps
+from jaxrl_off.ops.intervals import percentile_interval
+from jaxrl_off.ops.simplex import minimise_quadratic
+from jaxrl_off.types import Array, Estimate, Trajectories
+
+_COVERAGE = 0.9  # of the bootstrap interval that MAGIC takes for the truth; COBS has the same
+
+
+def direct_method(trajectories: Trajectories, v: Any, **keywords: Any) -> Estimate:
+    """`mean_i v_0`; as biased as Q.
+
+    Args:
+        trajectories: n of them; behaviour log-probabilities are not needed.
+        v: `float[n, T]`, v_t; what stands in the padding is ignored.
+        **keywords: as in `weighted.pdis`, but for `window` and `clip`.
+
+    Returns:
+        An `Estimate` whose standard error is that of the initial states alone.
+
+    Raises:
+        ValueError: for data or settings that cannot be meant.
+    """
+    return _estimate(_direct, trajectories, None, np.zeros(jnp.shape(v)), v, **keywords)
+
+
+def doubly_robust(trajectories: Trajectories, target_log_prob: Any, q: Any, v: Any, **keywords: Any) -> Estimate:
+    """`mean_i sum_t gamma^t [w_t (r_t - q_t) + w_{t-1} v_t]`: unbiased for every Q that was not fitted to the same data.
+
+    Args:
+        trajectories: as in `weighted.pdis`.
+        target_log_prob: as there.
+        q: `float[n, T]`, q_t; what stands in the padding is ignored.
+        v: `float[n, T]`, v_t.
+        **keywords: as there.
+
+    Returns:
+        An `Estimate`.
+
+    Raises:
+        ValueError: for data or settings that cannot be meant.
+    """
+    return _estimate(_doubly_robust, trajectories, target_log_prob, q, v, **keywords)
+
+
+def weighted_doubly_robust(
+    trajectories: Trajectories, target_log_prob: Any, q: Any, v: Any, **keywords: Any
+) -> Estimate:
+    """`sum_t gamma^t sum_i [u_t (r_t - q_t) + u_{t-1} v_t]`: consistent, of less variance than `doubly_robust`.
+
+    Args, Returns and Raises: as `doubly_robust`.
+    """
+    return _estimate(_weighted_doubly_robust, trajectories, target_log_prob, q, v, **keywords)
+
+
+def magic(
+    trajectories: Trajectories, target_log_prob: Any, q: Any, v: Any, *, lengths: int = 25, **keywords: Any
+) -> Estimate:
+    """MAGIC: `x . g`, with the x on the simplex that minimises an estimate of the mean squared error, `x^T (Omega + b b^T) x`.
+
+    `g_j = sum_{t <= j} gamma^t sum_i [u_t (r_t - q_t) + u_{t-1} v_t] + gamma^(j+1) sum_i u_j v_{j+1}` corrects the first j + 1
+    steps, from `g_{-1}`, the direct method, to `g_{T-1}`, the weighted doubly robust one. Omega is the covariance of the g_j,
+    from trajectories' contributions; b_j the distance of g_j from the 90 % percentile interval of `g_{T-1}`.
+
+    x is found from the data once: standard error and interval are those of the mixture as it is. COBS, which the STAR paper's
+    baselines come from, has the elementwise square of b in the place of the outer product, and a covariance that lacks a
+    factor of n; neither is followed.
+
+    Args:
+        trajectories: as in `doubly_robust`.
+        target_log_prob: as there.
+        q: as there.
+        v: as there.
+        lengths: how many of the g_j are mixed, the first and the last among them, at even distances; COBS has 25.
+        **keywords: as there; `resamples` and `seed` are used for b, too.
+
+    Returns:
+        An `Estimate`; diagnostics also `direct_share` and `corrected_share`, x of the first and the last.
+
+    Raises:
+        ValueError: for data or settings that cannot be meant.
+
+    Reference: Thomas and Brunskill, "Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning", ICML 2016.
+    """
+    if lengths < 2:
+        raise ValueError(f"lengths must be at least 2, the direct method and the corrected one, got {lengths}.")
+    horizon = jnp.shape(trajectories.rewards)[-1]
+    mixed = np.unique(np.round(np.linspace(0, horizon, min(lengths, horizon + 1))).astype(int))
+    return _estimate(_magic, trajectories, target_log_prob, q, v, mixed=tuple(map(int, mixed)), **keywords)
+
+
+def double_reinforcement_learning(
+    trajectories: Trajectories,
+    marginal_ratio: Any,
+    q: Any,
+    v: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    **settings: Any,
+) -> Estimate:
+    """`mean_i sum_t gamma^t [mu_t (r_t - q_t) + mu_{t-1} v_t]`, `mu_t = d_t^e(s_t, a_t) / d_t^b(s_t, a_t)`, `mu_{-1} = 1`.
+
+    Efficient in Markov decision processes; right if either mu or Q is. Fit both with `cross_fitted`.
+
+    Args:
+        trajectories: n of them; behaviour log-probabilities are not needed.
+        marginal_ratio: `float[n, T]`, mu_t, not negative.
+        q: `float[n, T]`.
+        v: `float[n, T]`.
+        discount: gamma.
+        counts: `float[n]` or None.
+        **settings: `level` and the further ones of `weighted.pdis`.
+
+    Returns:
+        An `Estimate`.
+
+    Raises:
+        ValueError: for data or settings that cannot be meant.
+
+    Reference: Kallus and Uehara, "Double Reinforcement Learning for Efficient Off-Policy Evaluation in Markov Decision
+    Processes", JMLR 2020, equation 9.
+    """
+    checked = common.settings_of(**settings)
+    with common.float64(trajectories, marginal_ratio, counts):
+        steps = common.steps_of(trajectories, None, discount=discount, counts=counts)
+        ratios, q, v = (_column(name, x, steps) for name, x in (("marginal_ratio", marginal_ratio), ("q", q), ("v", v)))
+        if common.is_concrete(ratios) and bool(jnp.any(ratios < 0)):
+            raise ValueError("marginal_ratio must not be negative: it is a ratio of probabilities.")
+        log_weight = common.held(jnp.log(ratios), steps.mask)
+        size = common.resample_size(counts)
+        return _run(steps, log_weight, q, v, maker=_doubly_robust, mixed=(), settings=checked, size=size)
+
+
+def cross_fitted(fit: Callable[[Any], Any], counts: Any, *, folds: int = 2, seed: int = 0) -> Any:
+    """Predictions for every trajectory from a fit to the others.
+
+    Args:
+        fit: `counts [n] -> pytree of [n, ...]`: fits to trajectories with these multiplicities, predicts for all. Called once a
+            fold with the counts of that fold's trajectories set to 0.
+        counts: `float[n]`; ones where there is no padding.
+        folds: into how many parts trajectories are put at random, 2 or more.
+        seed: of that.
+
+    Returns:
+        The pytree, each row from the fit that did not see it.
+
+    Raises:
+        ValueError: if folds are fewer than 2 or more than trajectories.
+    """
+    counts = np.asarray(counts, np.float64)
+    if not 2 <= folds <= len(counts):
+        raise ValueError(f"folds must be between 2 and the number of trajectories, {len(counts)}, got {folds}.")
+    member = np.random.default_rng(seed).permutation(np.arange(len(counts)) % folds)
+    made = [fit(np.where(member == fold, 0.0, counts)) for fold in range(folds)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[member, np.arange(len(counts))], *made)
+
+
+def _direct(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
+    del log_weight, q
+    return lambda counts: common.weighted_mean(counts, v[:, 0])
+
+
+def _before(values: Array, first: Array | float) -> Array:
+    """Values of the step before, `[n, T]`."""
+    return jnp.concatenate([jnp.full_like(values[:, :1], first), values[:, :-1]], axis=1)
+
+
+def _doubly_robust(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
+    weights = common.weights_of(log_weight)
+    terms = jnp.sum(steps.discounts * (weights * (steps.rewards - q) + _before(weights, 1.0) * v), axis=1)
+    return lambda counts: common.weighted_mean(counts, terms)
+
+
+def _weighted_parts(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """`counts -> (gamma^t sum_i [u_t (r_t - q_t) + u_{t-1} v_t], gamma^t sum_i u_{t-1} v_t)`, `[T]` each."""
+    weights = common.scaled_weights(log_weight, steps.counts)
+    errors, values = weights * (steps.rewards - q), _before(weights, 1.0) * v
+
+    def parts(counts: Array) -> tuple[Array, Array]:
+        total = counts @ weights
+        before = jnp.concatenate([jnp.sum(counts)[None], total[:-1]])
+        following = steps.discounts * common.ratio(counts @ values, before)
+        return steps.discounts * common.ratio(counts @ errors, total) + following, following
+
+    return parts
+
+
+def _weighted_doubly_robust(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
+    parts = _weighted_parts(steps, log_weight, q, v)
+    return lambda counts: jnp.sum(parts(counts)[0])
+
+
+def _partial_returns(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
+    """`counts -> g [T + 1]`, of which entry j + 1 is g_j."""
+    parts = _weighted_parts(steps, log_weight, q, v)
+
+    def returns(counts: Array) -> Array:
+        corrected, following = parts(counts)
+        zero = jnp.zeros(1)
+        return jnp.concatenate([zero, jnp.cumsum(corrected)]) + jnp.concatenate([following, zero])
+
+    return returns
+
+
+def _mixture(
+    steps: Steps, log_weight: Array, q: Array, v: Array, mixed: tuple[int, ...], settings: Settings, size: int | None
+) -> Array:
+    """x of MAGIC."""
+    returns = _partial_returns(steps, log_weight, q, v)
+    counts, places = steps.counts, jnp.asarray(mixed)
+    total = jnp.sum(counts)
+    found = returns(counts)[places]
+    influence = total * jax.jacrev(lambda c: returns(c)[places])(counts)
+    centred = (influence - (influence @ counts / total)[:, None]) * jnp.sqrt(counts)
+    covariance = centred @ centred.T / (total * jnp.maximum(total - 1.0, 1.0))
+    last = _weighted_doubly_robust(steps, log_weight, q, v)
+    interval = percentile_interval(
+        jax.random.key(settings.seed), last, counts, resamples=settings.resamples, size=size, level=_COVERAGE
+    )
+    bias = found - jnp.clip(found, interval.lower, interval.upper)
+    return jax.lax.stop_gradient(minimise_quadratic(covariance + jnp.outer(bias, bias)))
+
+
+def _magic(
+    steps: Steps, log_weight: Array, q: Array, v: Array, mixed: tuple[int, ...], x: Array
+) -> Callable[[Array], Array]:
+    returns = _partial_returns(steps, log_weight, q, v)
+    return lambda counts: jnp.sum(x * returns(counts)[jnp.asarray(mixed)])
+
+
+def _column(name: str, given: Any, steps: Steps) -> Array:
+    """A column in float64, 0 in the padding."""
+    library = np if common.is_concrete(given, steps) else jnp
+    column = library.asarray(given, library.float64)
+    if column.shape != steps.rewards.shape:
+        raise ValueError(
+            f"{name} has shape {column.shape}, rewards {steps.rewards.shape}; every step needs one of each."
+        )
+    if library is np and not np.isfinite(column[np.asarray(steps.mask)]).all():
+        raise ValueError(f"{name} must be finite at all steps that were made.")
+    return jnp.where(steps.mask, column, 0.0)
+
+
+def _estimate(
+    maker: Callable[..., Callable[[Array], Array]],
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    q: Any,
+    v: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    window: int | None = None,
+    clip: float | None = None,
+    mixed: tuple[int, ...] = (),
+    **settings: Any,
+) -> Estimate:
+    checked = common.settings_of(**settings)
+    common.check_weights(window, clip)
+    with common.float64(trajectories, target_log_prob, counts):
+        steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
+        q, v = _column("q", q, steps), _column("v", v, steps)
+        log_weight = common.log_weights(steps, window=window, clip=clip)
+        size = common.resample_size(counts)
+        return _run(steps, log_weight, q, v, maker=maker, mixed=mixed, settings=checked, size=size)
+
+
+@functools.partial(jax.jit, static_argnames=("maker", "mixed", "settings", "size"))
+def _run(
+    steps: Steps,
+    log_weight: Array,
+    q: Array,
+    v: Array,
+    *,
+    maker: Callable[..., Callable[[Array], Array]],
+    mixed: tuple[int, ...],
+    settings: Settings,
+    size: int | None,
+) -> Estimate:
+    diagnostics = {}
+    if mixed:
+        x = _mixture(steps, log_weight, q, v, mixed, settings, size)
+        diagnostics = {"direct_share": x[0], "corrected_share": x[-1]}
+        statistic = maker(steps, log_weight, q, v, mixed, x)
+    else:
+        statistic = maker(steps, log_weight, q, v)
+    return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, diagnostics=diagnostics, size=size)
