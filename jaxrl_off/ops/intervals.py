@@ -1,5 +1,7 @@
 """Confidence intervals for the mean of independent observations, and for any statistic of them by the bootstrap.
 
+What covers at all N at once is in `confidence_sequences`.
+
 Shared convention. `values` is `float64[n]` and `counts` is `float64[n]`, how often each was observed, or None for once
 each; N = sum of counts. A row of count 0 is padding: nothing depends on its value, not even if it is NaN. `level` is
 the probability that the interval covers; `sides` is "two", or "lower" or "upper" for that bound alone: the other end is
@@ -12,7 +14,6 @@ sides, `1 - level` with one. All results are `Interval(lower, upper)`, within th
 | `percentile_interval`, `bca_interval` | as N grows, with errors O(N^-1/2) and O(N^-1) a side | a smooth statistic |
 | `hoeffding_interval`, `empirical_bernstein_interval` | at every N | a known range |
 | `clopper_pearson_interval` | at every N, if all values are at an end of the range; else customary | a known range |
-| `bernstein_sequence`, `betting_interval` | at every N and at all of them at once | a known range, and an order |
 
 All are pure, jittable and vmappable, and want float64 (`with jax.enable_x64(True)`).
 """
@@ -30,8 +31,6 @@ from jaxrl_off.ops.quantiles import beta_quantile, student_t_quantile
 from jaxrl_off.types import Array
 
 _CHUNK = 2**18  # numbers that the resamples drawn at one time may hold
-_BISECTIONS = 52
-_LARGEST_BET = 0.5  # share of the capital at stake; Waudby-Smith and Ramdas advise 1/2 or 3/4
 
 
 class Interval(NamedTuple):
@@ -63,7 +62,7 @@ def normal_interval(
     Raises:
         ValueError: `level` or `sides` is none of these.
     """
-    delta = _delta(level, sides)
+    delta = error_probability(level, sides)
     total, mean, variance = _moments(values, counts)
     return _around(mean, -jax.scipy.special.ndtri(delta) * _safe_sqrt(variance / total), total >= 2.0, sides)
 
@@ -81,7 +80,7 @@ def student_t_interval(
         ...     print(f"{lower:.6f} {upper:.6f}")
         0.314146 3.685854
     """
-    delta = _delta(level, sides)
+    delta = error_probability(level, sides)
     total, mean, variance = _moments(values, counts)
     quantile = student_t_quantile(delta, jnp.maximum(total - 1.0, 1.0))
     return _around(mean, quantile * _safe_sqrt(variance / total), total >= 2.0, sides)
@@ -114,9 +113,9 @@ def hoeffding_interval(
 
     Reference: Hoeffding, "Probability Inequalities for Sums of Bounded Random Variables", 1963, theorem 2.
     """
-    delta = _delta(level, sides)
+    delta = error_probability(level, sides)
     total, mean, _ = _moments(values, counts)
-    width = _width(minimum, maximum) * jnp.sqrt(-jnp.log(delta) / (2.0 * total))
+    width = width_of(minimum, maximum) * jnp.sqrt(-jnp.log(delta) / (2.0 * total))
     return _around(mean, width, total > 0, sides, minimum, maximum)
 
 
@@ -141,10 +140,10 @@ def empirical_bernstein_interval(
     Reference: Maurer and Pontil, "Empirical Bernstein Bounds and Sample Variance Penalization", COLT 2009, theorem 4,
     whose constant of 7/3 this is. The Open Bandit Pipeline has the same bound.
     """
-    delta = _delta(level, sides)
+    delta = error_probability(level, sides)
     total, mean, variance = _moments(values, counts)
     price = jnp.log(2.0 / delta)
-    linear = 7.0 / 3.0 * _width(minimum, maximum) * price / jnp.maximum(total - 1.0, 1.0)
+    linear = 7.0 / 3.0 * width_of(minimum, maximum) * price / jnp.maximum(total - 1.0, 1.0)
     return _around(mean, _safe_sqrt(2.0 * price * variance / total) + linear, total >= 2.0, sides, minimum, maximum)
 
 
@@ -175,7 +174,7 @@ def clopper_pearson_interval(
     Reference: Clopper and Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial",
     Biometrika 1934.
     """
-    delta, width = _delta(level, sides), _width(minimum, maximum)
+    delta, width = error_probability(level, sides), width_of(minimum, maximum)
     total, mean, _ = _moments(values, counts)
     few = many = jnp.clip(total * (mean - minimum) / width, 0.0, total)
     if round_outwards:
@@ -186,7 +185,7 @@ def clopper_pearson_interval(
         jnp.stack([delta, 1.0 - delta]), successes, jnp.stack([total - few + 1.0, total - many])
     )
     ends = Interval(minimum + width * lower, minimum + width * upper)
-    return _within(ends, total > 0, sides, minimum, maximum)
+    return within(ends, total > 0, sides, minimum, maximum)
 
 
 def bootstrap_replicates(
@@ -247,9 +246,9 @@ def percentile_interval(
     Returns:
         `Interval` of `float64[]`.
     """
-    delta = _delta(level, sides)
+    delta = error_probability(level, sides)
     replicates = bootstrap_replicates(key, statistic, counts, resamples=resamples, size=size)
-    return _within(Interval(*jnp.quantile(replicates, jnp.stack([delta, 1.0 - delta]))), True, sides)
+    return within(Interval(*jnp.quantile(replicates, jnp.stack([delta, 1.0 - delta]))), True, sides)
 
 
 def bca_interval(
@@ -277,7 +276,7 @@ def bca_interval(
 
     Reference: Efron, "Better Bootstrap Confidence Intervals", 1987; formulas of Efron and Tibshirani, 1993, 14.3.
     """
-    delta = _delta(level, sides)
+    delta = error_probability(level, sides)
     replicates = bootstrap_replicates(key, statistic, counts, resamples=resamples, size=size)
     observed = statistic(counts)
     below = 0.5 + 0.5 * jnp.mean(jnp.sign(observed - replicates))
@@ -296,104 +295,15 @@ def bca_interval(
 
     shifted = bias + jax.scipy.special.ndtri(jnp.stack([delta, 1.0 - delta]))
     shares = jax.scipy.special.ndtr(bias + shifted / (1.0 - acceleration * shifted))
-    return _within(Interval(*jnp.quantile(replicates, shares)), True, sides)
+    return within(Interval(*jnp.quantile(replicates, shares)), True, sides)
 
 
-def bernstein_sequence(
-    values: Array,
-    mask: Array | None = None,
-    *,
-    minimum: Array | float,
-    maximum: Array | float,
-    level: Array | float = 0.95,
-    sides: str = "two",
-) -> Interval:
-    """The predictable plug-in empirical Bernstein confidence sequence: one may look, and stop, after each observation.
-
-    With values scaled to [0, 1], `mean_t = (1/2 + sum_{i <= t} x_i) / (t + 1)`,
-    `variance_t = (1/4 + sum_{i <= t} (x_i - mean_i)^2) / (t + 1)` and
-    `lambda_t = min(sqrt(2 log(1 / delta) / (variance_{t-1} t log(1 + t))), 1/2)`, the bounds after t observations are
-
-    `(sum lambda_i x_i +- (log(1 / delta) + sum (x_i - mean_{i-1})^2 (-log(1 - lambda_i) - lambda_i))) / sum lambda_i`,
-
-    and as all of them hold at once, each is the best so far. The values need not be independent: it suffices that each
-    has the same mean given those before it.
-
-    Args:
-        values: `float64[n]` in [minimum, maximum], in the order of observation.
-        mask: `bool[n]` or None, what was observed. No counts here: each observation has its place in the order.
-        minimum: the smallest value that is possible, observed or not.
-        maximum: the largest.
-        level: in (0, 1): of covering at all times.
-        sides: "two", "lower" or "upper".
-
-    Returns:
-        `Interval` of `float64[n]`, its entry i from `values[:i + 1]`. The last one is that of all data.
+def error_probability(level: Array | float, sides: str) -> Array:
+    """delta, the probability that a bound is wrong.
 
     Raises:
-        ValueError: `level` or `sides` is none of these, or the range is empty.
-
-    Reference: Waudby-Smith and Ramdas, "Estimating Means of Bounded Random Variables by Betting", 2023, theorem 2.
+        ValueError: `level` or `sides` is none of those of the module.
     """
-    delta, width = _delta(level, sides), _width(minimum, maximum)
-    scaled, mask = _scaled(values, mask, minimum, width)
-    bets, means = _bets(scaled, mask, delta)
-    bets = jnp.minimum(bets, _LARGEST_BET)
-    stakes = jnp.cumsum(bets)
-    costs = jnp.cumsum(jnp.square(scaled - means) * (-jnp.log1p(-bets) - bets))
-    safe = jnp.where(stakes > 0, stakes, 1.0)
-    centre, radius = jnp.cumsum(bets * scaled) / safe, (costs - jnp.log(delta)) / safe
-    lower = jax.lax.cummax(jnp.where(stakes > 0, jnp.clip(centre - radius, 0.0, 1.0), 0.0))
-    upper = jax.lax.cummin(jnp.where(stakes > 0, jnp.clip(centre + radius, 0.0, 1.0), 1.0))
-    return _within(Interval(minimum + width * lower, minimum + width * upper), True, sides, minimum, maximum)
-
-
-def betting_interval(
-    values: Array,
-    mask: Array | None = None,
-    *,
-    minimum: Array | float,
-    maximum: Array | float,
-    level: Array | float = 0.95,
-    sides: str = "two",
-) -> Interval:
-    """The means against which no gambler has multiplied his capital by `1 / delta` at any time: hedged capital.
-
-    With values scaled to [0, 1] and lambda_t as in `bernstein_sequence` but uncapped, one gambler bets that the mean is
-    above m, `K_t(m) = prod_{i <= t} (1 + min(lambda_i, 1 / (2 m)) (x_i - m))`, and another the same of 1 - x and 1 - m.
-    If m is the mean, neither ever has `1 / delta`, but with probability delta (Ville). K_t(m) falls with m, and so does
-    its largest value so far: the bound is found by bisection, to 2^-52 of the range, where the paper's code has a grid.
-    It covers at whatever time the data were stopped, as do the intervals of all prefixes at once; mostly it is narrower
-    than `bernstein_sequence`.
-
-    Args and Raises: as `bernstein_sequence`.
-
-    Returns:
-        `Interval` of `float64[]`, that of all data.
-
-    Reference: Waudby-Smith and Ramdas, 2023, theorem 3, with theta = c = 1/2: the interval is where
-    `max(K^+ / 2, K^- / 2) < 1 / (1 - level)`, to which two bounds at `delta = (1 - level) / 2` amount.
-    """
-    delta, width = _delta(level, sides), _width(minimum, maximum)
-    scaled, mask = _scaled(values, mask, minimum, width)
-    bets, _ = _bets(scaled, mask, delta)
-
-    def lower_bound(scaled: Array) -> Array:
-        def bisect(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
-            middle = 0.5 * (low + high)
-            growth = jnp.log1p(jnp.minimum(bets, _LARGEST_BET / middle) * (scaled - middle))
-            refuted = jnp.max(jnp.cumsum(jnp.where(mask, growth, 0.0)), initial=0.0) >= -jnp.log(delta)
-            return jnp.where(refuted, middle, low), jnp.where(refuted, high, middle)
-
-        return jax.lax.fori_loop(0, _BISECTIONS, bisect, (jnp.zeros_like(delta), jnp.ones_like(delta)))[0]
-
-    lower, missing = jax.lax.map(lower_bound, jnp.stack([scaled, 1.0 - scaled]))
-    return _within(Interval(minimum + width * lower, maximum - width * missing), True, sides, minimum, maximum)
-
-
-def _delta(level: Array | float, sides: str) -> Array:
-    """The probability that a bound is wrong."""
     if sides not in ("two", "lower", "upper"):
         raise ValueError(f'sides must be "two", "lower" or "upper", got {sides!r}')
     if isinstance(level, float | int) and not 0.0 < level < 1.0:
@@ -401,7 +311,12 @@ def _delta(level: Array | float, sides: str) -> Array:
     return (1.0 - jnp.asarray(level, jnp.float64)) / (2.0 if sides == "two" else 1.0)
 
 
-def _width(minimum: Array | float, maximum: Array | float) -> Array | float:
+def width_of(minimum: Array | float, maximum: Array | float) -> Array | float:
+    """Length of a range.
+
+    Raises:
+        ValueError: if it is empty.
+    """
     if isinstance(minimum, float | int) and isinstance(maximum, float | int) and not minimum < maximum:
         raise ValueError(f"minimum must be below maximum, got {minimum} and {maximum}")
     return maximum - minimum
@@ -431,10 +346,10 @@ def _around(
     minimum: Array | float = -jnp.inf,
     maximum: Array | float = jnp.inf,
 ) -> Interval:
-    return _within(Interval(mean - radius, mean + radius), known, sides, minimum, maximum)
+    return within(Interval(mean - radius, mean + radius), known, sides, minimum, maximum)
 
 
-def _within(
+def within(
     interval: Interval,
     known: Array | bool,
     sides: str,
@@ -450,24 +365,3 @@ def _within(
 def _map(function: Callable[[Array], Array], items: Array, cost: int) -> Array:
     """`vmap` in chunks that hold `_CHUNK` numbers when one item holds `cost`."""
     return jax.lax.map(function, items, batch_size=max(1, min(items.shape[0], _CHUNK // cost)))
-
-
-def _scaled(values: Array, mask: Array | None, minimum: Array | float, width: Array | float) -> tuple[Array, Array]:
-    """The values scaled to [0, 1], and the mask."""
-    chex.assert_rank(values, 1)
-    mask = jnp.ones(values.shape, bool) if mask is None else mask.astype(bool)
-    chex.assert_equal_shape([values, mask])
-    return jnp.where(mask, (values - minimum) / width, 0.0), mask
-
-
-def _bets(scaled: Array, mask: Array, delta: Array) -> tuple[Array, Array]:
-    """lambda_t, 0 where nothing was observed, and mean_{t-1}; both know what was observed before t only."""
-    time = jnp.cumsum(mask).astype(scaled.dtype)
-    means = (0.5 + jnp.cumsum(scaled)) / (time + 1.0)
-    variances = (0.25 + jnp.cumsum(jnp.where(mask, jnp.square(scaled - means), 0.0))) / (time + 1.0)
-    earlier_means, earlier_variances = (
-        jnp.concatenate([jnp.full(1, first), following[:-1]]) for first, following in ((0.5, means), (0.25, variances))
-    )
-    time = jnp.maximum(time, 1.0)
-    bets = jnp.sqrt(-2.0 * jnp.log(delta) / (earlier_variances * time * jnp.log1p(time)))
-    return jnp.where(mask, bets, 0.0), earlier_means

@@ -11,10 +11,9 @@ from scipy import stats
 from scipy.stats._resampling import BootstrapResult
 
 from jaxrl_off.ops import intervals
+from jaxrl_off.ops.confidence_sequences import bernstein_sequence, betting_interval
 from jaxrl_off.ops.intervals import (
     bca_interval,
-    bernstein_sequence,
-    betting_interval,
     bootstrap_replicates,
     clopper_pearson_interval,
     empirical_bernstein_interval,

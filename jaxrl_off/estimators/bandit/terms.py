@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_off.estimators.bandit import common
-from jaxrl_off.ops import intervals
+from jaxrl_off.ops import confidence_sequences, intervals
 from jaxrl_off.types import Array, Estimate
 
 ASYMPTOTIC = ("normal", "student_t", "bootstrap", "bca")
@@ -156,5 +156,5 @@ def _interval(
         return method(influence, counts, **shared)
     low, high = terms.range
     if kind == "betting":
-        return intervals.betting_interval(terms.mean, counts > 0, minimum=low, maximum=high, **shared)
+        return confidence_sequences.betting_interval(terms.mean, counts > 0, minimum=low, maximum=high, **shared)
     return _RANGED[kind](terms.mean, counts, minimum=low, maximum=high, **shared)
