@@ -3,7 +3,8 @@
 `python -m benchmarks.el_learning --preset quick|cpu [--workers N] [--data DIR] [--output FILE]`
 
 The contest of `el_shootout` with parts of 20, 20 and 60 %: sixty passes for the logging policy, four for the target, whose
-accuracy on the last part is its value. IPS updates with the importance `10 w` (the factor is the authors': their learning
+accuracy on the last part is its value. Policies are regressions of costs, `ips` as the authors' or weighted (`importance`), see
+`supervised.make_logger`. IPS updates with the importance `10 w` (the factor is the authors': their learning
 rate is 0.1), the challengers with `10 w omega(w, r)`, see `bandit.likelihood_weights`: before each pass omega is that of the
 policy's weights on the whole log. Where the law asks for weights that the log lacks, omega has no bound, and 0 is taken, as the
 authors' code does. All three see the same logs.
@@ -52,9 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         repetitions=20,
         chosen=("ds_1413_3", "ds_1455_2", "ds_1464_2", "ds_1489_2"),
         loggers=("epsilon 0.1", "bag 10", "cover 10"),
+        costs=("ips",),
         passes=10,
     ),
-    "cpu": dict(repetitions=60, chosen=(), loggers=tuple(LOGGERS), passes=60),
+    "cpu": dict(repetitions=60, chosen=(), loggers=tuple(LOGGERS), costs=("ips", "importance"), passes=60),
 }
 
 
@@ -64,14 +66,15 @@ def run_contest(job: Contest) -> dict[str, Any]:
 
     from jaxrl_off.data.supervised import make_logger
 
-    logger = make_logger(num_actions=job.padded[2], learning_rate=0.1, **LOGGERS[job.logger])
+    settings = dict(job.settings)
+    logger = make_logger(num_actions=job.padded[2], learning_rate=0.1, costs=settings["costs"], **LOGGERS[job.logger])
     programs, started, results = programs_of(logger), time.perf_counter(), []
     for file in job.files:
         data = load(file, job.padded)
         first, second = data.size // 5, 2 * (data.size // 5)
         key = jax.random.key(2112)
         keys = jax.random.split(jax.random.fold_in(key, 1), job.repetitions)
-        state = programs.train(key, data.features, data.labels, first, dict(job.settings)["passes"])
+        state = programs.train(key, data.features, data.labels, first, settings["passes"])
         log = programs.record(keys, state, data.features, data.labels)
         judged = slice(second, data.size)
 
@@ -97,6 +100,7 @@ def run_contest(job: Contest) -> dict[str, Any]:
             {
                 "data": data.name,
                 "logger": job.logger,
+                "costs": settings["costs"],
                 "logging": rounded(accuracy(programs.greedy(copies(state, 1), data.features)).mean()),
                 "accuracy": {name: rounded(value.mean()) for name, value in values.items()},
                 "pairs": {name: compare(values[name] - values["IPS"]) for name in CHALLENGERS},
@@ -134,27 +138,31 @@ def _omega_program(level: float | None) -> Callable[..., Any]:
 
 def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows: wins/ties/losses by logger, the paper's in brackets, and accuracies."""
-    names = ("logging policy", "IPS", *CHALLENGERS)
-    counts, values = [], []
-    for logger in content["sizes"]["loggers"]:
-        rows = [row for row in content["results"] if row["logger"] == logger]
-        verdicts = (tally(row["pairs"][name]["verdict"] for row in rows) for name in CHALLENGERS)
-        counts.append([logger, *(f"{ours} [{paper}]" for ours, paper in zip(verdicts, PAPER[logger], strict=True))])
-        means = [np.mean([row["logging"] for row in rows])]
-        means += [np.mean([row["accuracy"][name] for row in rows]) for name in names[1:]]
-        values.append([logger, *(f"{mean:.4f}" for mean in means)])
-    title = "learning, against IPS: wins/ties/losses [the paper's, 40 data sets]"
-    return [
-        (title, ["logger", *CHALLENGERS], counts),
-        ("accuracy of the learned policy, mean over data sets", ["logger", *names], values),
-    ]
+    names, made = ("logging policy", "IPS", *CHALLENGERS), []
+    for costs in content["sizes"]["costs"]:
+        counts, values = [], []
+        for logger in content["sizes"]["loggers"]:
+            rows = [row for row in content["results"] if (row["logger"], row["costs"]) == (logger, costs)]
+            verdicts = (tally(row["pairs"][name]["verdict"] for row in rows) for name in CHALLENGERS)
+            counts.append([logger, *(f"{ours} [{paper}]" for ours, paper in zip(verdicts, PAPER[logger], strict=True))])
+            means = [np.mean([row["logging"] for row in rows])]
+            means += [np.mean([row["accuracy"][name] for row in rows]) for name in names[1:]]
+            values.append([logger, *(f"{mean:.4f}" for mean in means)])
+        title = f"learning with costs '{costs}', against IPS: wins/ties/losses [the paper's, 40 data sets]"
+        made.append((title, ["logger", *CHALLENGERS], counts))
+        made.append((f"accuracy with costs '{costs}', mean over data sets", ["logger", *names], values))
+    return made
 
 
 def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path) -> dict[str, Any]:
     """Run a preset and write its JSON; returns what was written."""
     preset = PRESETS[preset_name]
     sizes = preset["repetitions"], preset["chosen"], preset["loggers"]
-    jobs = contests("learning", data, *sizes, passes=preset["passes"])
+    jobs = [
+        job
+        for costs in preset["costs"]
+        for job in contests("learning", data, *sizes, costs=costs, passes=preset["passes"])
+    ]
     found = run_all(jobs, cache, workers=workers, title="learning", runner=run_contest)
     content = {
         "benchmark": "el_learning",

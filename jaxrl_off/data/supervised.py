@@ -25,8 +25,8 @@ small ones, and never overshoots y. What is learned from is always the logged de
   ones do what earlier ones leave.
 
 Deviations. This is Vowpal Wabbit's `--cb_explore` in kind, not in its digits: its regressions have normalised updates
-as well (standardise features here), and with `--cb_type ips` the costs r 1[b = a] / h(a|x) of all actions are
-regressed, where here the chosen one is weighted (importance weighted regression of Bietti et al.). `cover` is the
+as well (standardise features here), and by default the chosen action's regression is weighted (importance weighted
+regression of Bietti et al.), where its `--cb_type ips` is `costs="ips"` here. `cover` is the
 online form which Bietti et al. give, without uniform exploration ("Cover-NU"), so that no propensity is below
 1 / m; it is not the optimisation problem of Agarwal et al. An action that no member of `bag` or `cover` chooses has
 propensity 0, so that a log does not cover policies which take it.
@@ -51,6 +51,7 @@ import numpy as np
 from jaxrl_off.types import Array
 
 KINDS = ("epsilon_greedy", "softmax", "bag", "cover")
+COSTS = ("importance", "ips")
 
 
 class LoggerState(NamedTuple):
@@ -115,6 +116,7 @@ def make_logger(
     members: int = 10,
     psi: float = 1.0,
     learning_rate: float = 0.1,
+    costs: str = "importance",
 ) -> Logger:
     """A logging policy; see the module for what each kind does.
 
@@ -127,6 +129,9 @@ def make_logger(
         psi: of `cover`, how much is made of actions which other policies leave; with 0.1 policies mostly agree. 1 is
             Vowpal Wabbit's.
         learning_rate: of all; 0.1 is that of the experiments on empirical likelihood.
+        costs: "importance": what the module says. "ips": every regression of all actions learns the costs
+            `c(b) = 1[b = a] (1 - r) / h(a|x)` with importance 1 (less the bonus, in `cover`), as Vowpal Wabbit's
+            `--cb_type ips`.
 
     Returns:
         A `Logger`.
@@ -136,6 +141,8 @@ def make_logger(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if costs not in COSTS:
+        raise ValueError(f"costs must be one of {', '.join(COSTS)}, got {costs!r}.")
     if num_actions < 2:
         raise ValueError(f"num_actions must be at least 2, got {num_actions}; there is nothing to choose.")
     if not 0 < epsilon <= 1:
@@ -173,49 +180,50 @@ def make_logger(
         chosen = votes(state, x)
         return jnp.argmax(chosen[0] if kind == "cover" else jnp.sum(chosen, axis=0))
 
-    def learn_chosen(
-        state: LoggerState, x: Array, action: Array, cost: Array, importance: Array
-    ) -> tuple[Array, Array]:
-        """All members' regressions of one action, with importances `[m]`."""
+    def learn_chosen(state: LoggerState, x: Array, action: Array, cost: Array, importances: Array) -> LoggerState:
+        """Regressions of one action, of members with importances `[m]`."""
         regress = jax.vmap(_regress, in_axes=(0, 0, None, None, 0, None))
         old = state.weights[:, action], state.squares[:, action]
-        weights, squares = regress(*old, _with_constant(x), cost, importance, learning_rate)
-        return state.weights.at[:, action].set(weights), state.squares.at[:, action].set(squares)
+        weights, squares = regress(*old, _with_constant(x), cost, importances, learning_rate)
+        made = state.weights.at[:, action].set(weights), state.squares.at[:, action].set(squares)
+        return LoggerState(*made, state.rows)
+
+    def learn_all(state: LoggerState, x: Array, targets: Array, importances: Array) -> LoggerState:
+        """Regressions of all actions on `[m, K]` targets, of members with importances `[m]`."""
+        regress = jax.vmap(_regress, in_axes=(0, 0, None, 0, None, None))
+        regress = jax.vmap(regress, in_axes=(0, 0, None, 0, 0, None))
+        made = regress(state.weights, state.squares, _with_constant(x), targets, importances, learning_rate)
+        return LoggerState(*made, state.rows)
 
     def update(
         key: Array, state: LoggerState, x: Array, action: Array, reward: Array, propensity: Array
     ) -> LoggerState:
         chex.assert_rank([x, action, reward, propensity], [1, 0, 0, 0])
         seen = jnp.isfinite(propensity)
-        rows, cost = state.rows + seen, 1.0 - reward
-        if kind == "cover":
-            first = LoggerState(state.weights[:1], state.squares[:1], rows)
-            targets = cover_targets(state, x, action, cost, propensity, rows)
-            one = learn_chosen(first, x, action, cost, 1.0 / propensity[None])
-            regress = jax.vmap(
-                jax.vmap(_regress, in_axes=(0, 0, None, 0, None, None)), in_axes=(0, 0, None, 0, None, None)
-            )
-            rest = regress(
-                state.weights[1:],
-                state.squares[1:],
-                _with_constant(x),
-                targets,
-                seen.astype(jnp.float32),
-                learning_rate,
-            )
-            return LoggerState(*(jnp.concatenate(pair) for pair in zip(one, rest, strict=True)), rows)
-        times = jax.random.poisson(key, 1.0, (count,)) if kind == "bag" else jnp.ones(count)
-        return LoggerState(*learn_chosen(state, x, action, cost, times / propensity), rows)
-
-    def cover_targets(
-        state: LoggerState, x: Array, action: Array, cost: Array, propensity: Array, rows: Array
-    ) -> Array:
-        """`float32[m - 1, K]`, doubly robust costs less the bonus."""
+        state, cost = state._replace(rows=state.rows + seen), 1.0 - reward
+        weighted = jnp.zeros(num_actions).at[action].set(cost / propensity)
+        if kind != "cover":
+            times = jax.random.poisson(key, 1.0, (count,)) if kind == "bag" else jnp.ones(count)
+            if costs == "ips":
+                return learn_all(state, x, jnp.tile(weighted, (count, 1)), times * seen)
+            return learn_chosen(state, x, action, cost, times / propensity)
+        if costs == "ips":
+            targets = jnp.concatenate([weighted[None], weighted - bonus(state, x)])
+            return learn_all(state, x, targets, jnp.tile(seen.astype(jnp.float32), count))
         predicted = jnp.clip(_costs(state, x)[0], 0.0, 1.0)
         robust = predicted.at[action].add((cost - predicted[action]) / propensity)
-        explore = jnp.minimum(1.0 / num_actions, 1.0 / jnp.sqrt(num_actions * rows.astype(jnp.float32)))
+        parts = (
+            LoggerState(state.weights[part], state.squares[part], state.rows) for part in (slice(1), slice(1, None))
+        )
+        first = learn_chosen(next(parts), x, action, cost, 1.0 / propensity[None])
+        rest = learn_all(next(parts), x, robust - bonus(state, x), jnp.tile(seen.astype(jnp.float32), count - 1))
+        return LoggerState(*(jnp.concatenate(pair) for pair in zip(first[:2], rest[:2], strict=True)), state.rows)
+
+    def bonus(state: LoggerState, x: Array) -> Array:
+        """What later policies of a cover are given for actions that earlier ones leave, `float32[m - 1, K]`."""
+        explore = jnp.minimum(1.0 / num_actions, 1.0 / jnp.sqrt(num_actions * state.rows.astype(jnp.float32)))
         earlier = jnp.cumsum(votes(state, x), axis=0)[:-1] / jnp.arange(1, count)[:, None]
-        return robust - psi * explore / (explore + (1.0 - num_actions * explore) * earlier)
+        return psi * explore / (explore + (1.0 - num_actions * explore) * earlier)
 
     return Logger(init, probabilities, greedy, update, num_actions, weight_max)
 

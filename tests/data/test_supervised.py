@@ -86,6 +86,28 @@ def test_cover_is_the_documented_algorithm():
     assert len(set(map(tuple, np.asarray(state.weights[:, :, 0]).tolist()))) == m
 
 
+@pytest.mark.parametrize("kind", ["epsilon_greedy", "cover"])
+def test_costs_of_all_actions_are_regressed(kind):
+    """`costs="ips"`: the chosen action learns its cost over the propensity, the others 0; a cover's later ones a bonus."""
+    rng, m, psi, rate = np.random.default_rng(1), 3, 0.7, 0.2
+    logger = make_logger(kind, K, members=m, psi=psi, learning_rate=rate, costs="ips")
+    m = m if kind == "cover" else 1
+    state, update = logger.init(D), jax.jit(logger.update)
+    weights, squares = np.zeros((m, K, D + 1)), np.zeros((m, K, D + 1))
+    for t in range(1, 26):
+        x, reward = rng.normal(size=D), float(rng.integers(2))
+        one, action, propensity = np.append(x, 1.0), int(rng.integers(K)), rng.uniform(0.2, 1.0)
+        best, explore = (weights @ one).argmin(1), min(1 / K, 1 / np.sqrt(K * t))
+        for i in range(m):
+            for b in range(K):
+                target = (b == action) * (1 - reward) / propensity
+                if i:
+                    target -= psi * explore / (explore + (1 - K * explore) * np.mean(best[:i] == b))
+                regress(weights[i, b], squares[i, b], one, target, 1.0, rate)
+        state = update(jax.random.key(t), state, jnp.asarray(x), action, reward, jnp.float32(propensity))
+    np.testing.assert_allclose(state.weights, weights, rtol=1e-3, atol=1e-4)
+
+
 def test_a_large_importance_reaches_the_cost_and_does_not_overshoot():
     logger = make_logger("epsilon_greedy", K)
     x = jnp.array([1.0, -2.0, 0.5, 3.0])
@@ -167,9 +189,10 @@ def test_policies_learn_from_their_own_guesses(kind):
     assert value(logger.init(D)) == pytest.approx(np.mean(truth == 0))  # nothing is tried, and all look as good
 
 
+@pytest.mark.parametrize("costs", ["importance", "ips"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_learned_where_the_propensity_is_infinite(kind):
-    logger = make_logger(kind, K)
+def test_nothing_is_learned_where_the_propensity_is_infinite(kind, costs):
+    logger = make_logger(kind, K, costs=costs)
     features, labels = blobs(60)
     state = train_logger(logger, jax.random.key(0), features, labels)
     after = logger.update(jax.random.key(1), state, features[0], jnp.int32(1), jnp.float32(1.0), jnp.float32(jnp.inf))
