@@ -27,7 +27,8 @@ from jax.custom_batching import sequential_vmap
 from jaxrl_off.estimators.bandit import slope
 from jaxrl_off.estimators.bandit.common import check_level
 from jaxrl_off.estimators.trajectory import common
-from jaxrl_off.estimators.trajectory.star import Form, Inputs, checked_windows, grid_values, grid_weights, inputs_of
+from jaxrl_off.estimators.trajectory.reward_process import Form, Inputs, grid_values, grid_weights, inputs_of
+from jaxrl_off.estimators.trajectory.star import checked_windows
 from jaxrl_off.ops.intervals import bootstrap_replicates
 from jaxrl_off.ops.simplex import minimise_quadratic
 from jaxrl_off.types import Array, Estimate, Trajectories
