@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import el_estimation, el_learning
 from benchmarks.el_intervals import LEVEL, PAPER, SIZES, SWEEP_SIZE, tables
-from benchmarks.report_parts import figure, pyplot, table, where
+from benchmarks.report_parts import figure, pyplot, table, tables_section, where
 
 
 def intervals_section(content: dict[str, Any], plots: Path) -> str:
@@ -29,15 +29,12 @@ def contest_section(content: dict[str, Any], plots: Path) -> str:
     del plots
     sizes, study = content["sizes"], el_estimation if content["benchmark"] == "el_estimation" else el_learning
     data_sets = len({row["data"] for row in content["results"]})
-    parts = [
-        f"<h2>Empirical likelihood: {content['benchmark'].removeprefix('el_')}, preset <code>{content['preset']}</code></h2>",
-        where(content),
-        f"<p>{data_sets} data sets, {sizes['repetitions']} repetitions of each log; a win or a loss is a mean of paired "
-        f"differences beyond two standard errors. {content['compute_seconds'] / 60:.0f} minutes of one core.</p>",
-    ]
-    for title, header, lines in study.tables(content):
-        parts += [f"<h3>{title}</h3>", table(header, lines)]
-    return "".join(parts)
+    note = (
+        f"{data_sets} data sets, {sizes['repetitions']} repetitions of each log; a win or a loss is a mean paired difference "
+        f"beyond two standard errors. {content['compute_seconds'] / 60:.0f} minutes of one core."
+    )
+    title = f"Empirical likelihood: {content['benchmark'].removeprefix('el_')}"
+    return tables_section(title, content, note, study.tables(content))
 
 
 def _curves(content: dict[str, Any]) -> Any:

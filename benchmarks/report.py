@@ -15,6 +15,7 @@ from benchmarks.dapo_atari import atari_row
 from benchmarks.el_report import contest_section, intervals_section
 from benchmarks.nppac_report import learning_section, pathology_section
 from benchmarks.report_parts import figure, pyplot, table, verdict_cell, where
+from benchmarks.star_report import star_section
 from benchmarks.statistics import summarise_minatar
 
 COMMITTED = Path(__file__).parent / "results"
@@ -45,6 +46,7 @@ def write_report(results: Path) -> Path:
         "el_intervals": intervals_section,
         "el_estimation": contest_section,
         "el_learning": contest_section,
+        "star_ope": star_section,
         "throughput": throughput_section,
         "throughput_kl": throughput_section,
         "el_speed": throughput_section,

@@ -55,3 +55,13 @@ def pyplot() -> Any:
 def verdict_cell(verdict: str) -> tuple[str]:
     """A verdict in its colour, as a cell of `table`."""
     return (f"<span class='{verdict.split()[0]}'>{verdict}</span>",)
+
+
+def tables_section(
+    title: str, content: dict[str, Any], note: str, tables: list[tuple[str, list[str], list[list[str]]]]
+) -> str:
+    """A section of nothing but tables, each with title, header and rows, as benchmarks print them."""
+    parts = [f"<h2>{title}, preset <code>{content['preset']}</code></h2>", where(content), f"<p>{note}</p>"]
+    for heading, header, lines in tables:
+        parts += [f"<h3>{html.escape(heading)}</h3>", table(header, lines)]
+    return "".join(parts)

@@ -30,6 +30,7 @@ PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
         "quick": ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning"),
         "cpu": ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning"),
     },
+    "star": {"quick": ("benchmarks.star_ope",), "cpu": ("benchmarks.star_ope",)},
 }
 
 
