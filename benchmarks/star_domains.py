@@ -27,6 +27,7 @@ from jaxrl_off.envs import (
     EnvironmentSpec,
     LaneEnvironment,
     Transitioned,
+    finite,
     gymnax_envs,
     icu_sepsis,
     vectorise,
@@ -115,8 +116,8 @@ def sepsis() -> Domain:
         ImportError: if the package `icu-sepsis` is not installed.
     """
     process = icu_sepsis.load()
-    tables = {"behaviour": icu_sepsis.softened(process.expert, 2.0), "target": process.expert}
-    draw = icu_sepsis.sampler(process.mdp, 150, terminal=process.terminal, arrival_reward=process.arrival_reward)
+    tables = {"behaviour": finite.softened(process.expert, 2.0), "target": process.expert}
+    draw = finite.sampler(process.mdp, 150, terminal=process.terminal, arrival_reward=process.arrival_reward)
     states = jnp.arange(len(process.terminal))
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -128,7 +129,7 @@ def sepsis() -> Domain:
         return lambda observation: log_table[observation]
 
     behaviour, target = (policy_of(tables[who]) for who in ("behaviour", "target"))
-    truths = {who: float(icu_sepsis.finite_horizon_value(process.mdp, table, 150)) for who, table in tables.items()}
+    truths = {who: float(finite.finite_horizon_value(process.mdp, table, 150)) for who, table in tables.items()}
     exact = Truth(truths["target"], 0.0), Truth(truths["behaviour"], 0.0)
     return Domain("sepsis", 150, 1.0, behaviour, target, sample, *exact)
 

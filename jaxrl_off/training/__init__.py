@@ -17,6 +17,7 @@ from jaxrl_off.training.regimes import REGIMES, Regime, regime
 from jaxrl_off.training.run import RunResult, TrainingDiverged, TrainingInterrupted, run
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
 from jaxrl_off.training.stored import LoadedRun, load_run
+from jaxrl_off.training.trajectories import PolicyFunctions, monte_carlo_value, policy_functions, roll_out
 
 __all__ = [
     "REGIMES",
@@ -27,6 +28,7 @@ __all__ = [
     "LoopSettings",
     "LoopState",
     "Plan",
+    "PolicyFunctions",
     "Regime",
     "RunResult",
     "TrainResult",
@@ -37,10 +39,13 @@ __all__ = [
     "load_run",
     "make_loop",
     "make_train",
+    "monte_carlo_value",
     "plan",
+    "policy_functions",
     "policy_of",
     "policy_of_file",
     "regime",
+    "roll_out",
     "run",
     "stack_configs",
     "summarise",

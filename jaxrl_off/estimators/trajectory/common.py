@@ -128,7 +128,7 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
     if target_log_prob is not None and trajectories.behaviour_log_prob is None:
         raise ValueError(
             "the trajectories have no behaviour_log_prob, so that there are no importance ratios; log them, or estimate them "
-            "from the data with `data.trajectories.clone_behaviour`, which says so in its result."
+            "from the data with `data.behaviour.clone_behaviour`, which says so in its result."
         )
     library = np if is_concrete(values) else jnp
     rewards = library.asarray(trajectories.rewards, library.float64)

@@ -104,6 +104,7 @@ def star(
         ValueError: for data or settings that cannot be meant.
 
     Example:
+        >>> import numpy as np
         >>> from jaxrl_off.types import Trajectories
         >>> half, end = np.log([[0.5, 0.5]]), np.array([[False, True]])
         >>> data = Trajectories(None, None, np.ones((1, 2)), half, np.ones((1, 2), bool), end, ~end & False, None)

@@ -1,0 +1,458 @@
+"""Logged trajectories (`Trajectories`): of episodes, arrays, demonstrations and files; checked, cut, joined, stored.
+
+All of this is NumPy on the host but for the fit of `clone_behaviour`. Constructors check that pieces fit together; what
+stands in them is checked by `check`. Rewards and log-probabilities are float64, observations and actions keep their
+type, but for integers of 64 bits, which become int32. Padding is 0 and False.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl_off.data.bandit_logs import Report
+from jaxrl_off.data.demonstrations import Demonstrations
+from jaxrl_off.data.files import new_npz, write_npz
+from jaxrl_off.types import Trajectories
+
+_EPISODE = ("observations", "actions", "rewards", "terminations", "truncations")
+_FLAT = ("observations", "actions", "rewards", "terminals", "timeouts")
+_ALWAYS = ("rewards", "mask", "terminated", "truncated")
+_ALLOWED = {
+    "mask": "True in the first steps of each trajectory, at least one, and nowhere else",
+    "observations": "finite",
+    "actions": "finite and, where they are integers, not negative",
+    "rewards": "finite",
+    "behaviour_log_prob": "finite and, for discrete actions, not above 0",
+    "terminated": "True in the last step alone",
+    "truncated": "True in the last step alone, and not where terminated is",
+    "final_observation": "finite unless the last step terminated",
+}
+_ADVICE = {
+    "mask": "Put the steps of a trajectory at the beginning of its row",
+    "behaviour_log_prob": "It is log pi_b(a|s) of an action that was taken, which therefore was possible",
+    "terminated": "Make what follows an end a trajectory of its own",
+    "truncated": "Make what follows an end a trajectory of its own; where one terminated, it was not cut",
+}
+
+
+def from_episodes(episodes: Sequence[Mapping[str, Any]]) -> Trajectories:
+    """Pad episodes to one length.
+
+    Args:
+        episodes: dictionaries with `observations` `[T + 1, ...]` or `[T, ...]`, `actions` `int[T]` or `float[T, A]`,
+            `rewards [T]`, `terminations [T]`, `truncations [T]` and, in all of them or none, `behaviour_log_prob [T]`;
+            `T` may differ. Other keys are ignored, so that `vars(episode)` of Minari's episodes will do.
+
+    Returns:
+        Trajectories; not truncated where terminated. `final_observation` is None if it is not known of an episode that
+        did not terminate. No step is dropped then, other than by `data.demonstrations.from_episodes`: its reward
+        counts.
+
+    Raises:
+        ValueError: if there are no episodes, one has no steps, a key is missing, or shapes do not fit.
+
+    Example:
+        >>> end = dict(terminations=[False, True], truncations=[False, False])
+        >>> data = from_episodes([dict(observations=[4, 7], actions=[0, 1], rewards=[0.0, 1.0], **end)])
+        >>> data.observations.tolist(), data.rewards.tolist()
+        ([[4, 7]], [[0.0, 1.0]])
+    """
+    if not len(episodes):
+        raise ValueError("there are no episodes; give at least one.")
+    with_log_prob = [episode.get("behaviour_log_prob") is not None for episode in episodes]
+    if any(with_log_prob) and not all(with_log_prob):
+        raise ValueError(
+            f"episode {with_log_prob.index(False)} lacks behaviour_log_prob, which others have; give it to all or none."
+        )
+    names = (*_EPISODE, "behaviour_log_prob") if all(with_log_prob) else _EPISODE
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    finals: list[np.ndarray | None] = []
+    for number, episode in enumerate(episodes):
+        where = f"episode {number}"
+        _require(episode, _EPISODE, where)
+        arrays = {name: np.asarray(episode[name]) for name in names}
+        steps = len(arrays["actions"]) if arrays["actions"].ndim else 0
+        observations = arrays["observations"]
+        if not steps or not observations.ndim or len(observations) not in (steps, steps + 1):
+            raise ValueError(
+                f"{where} has observations {observations.shape} and actions {arrays['actions'].shape}; with T actions, "
+                "at least one, T + 1 observations (with the last successor) or T are allowed."
+            )
+        for name, array in arrays.items():
+            columns[name].append(_steps(array[:steps] if name == "observations" else array, name, steps, where))
+        finals.append(_final(observations[steps - 1 :], columns["terminations"][-1]))
+    lengths = np.array([len(actions) for actions in columns["actions"]])
+    flat = {name: _joined(name, parts) for name, parts in columns.items()}
+    return _padded(lengths, flat, finals)
+
+
+def from_flat(arrays: Mapping[str, Any]) -> Trajectories:
+    """Split flat arrays, as D4RL lays them out, into trajectories.
+
+    Args:
+        arrays: `observations [N, ...]`, `actions` `int[N]` or `float[N, A]`, `rewards [N]`, `terminals [N]`,
+            `timeouts [N]` and, optionally, `next_observations [N, ...]` and `behaviour_log_prob [N]`. Other keys are
+            ignored. A trajectory ends where a terminal or a timeout is set.
+
+    Returns:
+        Trajectories, as from `from_episodes`. Steps after the last end were cut there, and are marked as truncated.
+
+    Raises:
+        ValueError: if there are no steps, a key is missing, or shapes do not fit.
+    """
+    _require(arrays, _FLAT, "the data")
+    optional = [n for n in ("next_observations", "behaviour_log_prob") if arrays.get(n) is not None]
+    given = {name: np.asarray(arrays[name]) for name in (*_FLAT, *optional)}
+    count = len(given["actions"]) if given["actions"].ndim else 0
+    if not count:
+        raise ValueError(f"the data has actions of shape {given['actions'].shape}; at least one step is allowed.")
+    given = {name: _steps(array, name, count, "the data") for name, array in given.items()}
+    terminals, timeouts = given.pop("terminals").astype(bool), given.pop("timeouts").astype(bool)
+    timeouts[-1] |= not terminals[-1]
+    stops = np.flatnonzero(terminals | timeouts) + 1
+    starts = np.append(0, stops[:-1])
+    successors = given.pop("next_observations", None)
+    finals = []
+    for stop in stops:
+        after = () if successors is None else (successors[stop - 1],)
+        finals.append(_final([given["observations"][stop - 1], *after], terminals[:stop]))
+    return _padded(stops - starts, given | {"terminations": terminals, "truncations": timeouts}, finals)
+
+
+def read_hdf5(path: str | Path, *, behaviour_log_prob: str | None = None) -> Trajectories:
+    """Read an HDF5 file in D4RL's layout, whose data sets are the arrays of `from_flat`.
+
+    Args:
+        path: of the file.
+        behaviour_log_prob: name of the data set that holds these; D4RL's locomotion data has
+            `"infos/action_log_probs"`.
+
+    Raises:
+        ImportError: if h5py is not installed.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no HDF5, lacks a data set, or as `from_flat`.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            f'HDF5 files need h5py, which is not installed ({error}): pip install "jaxrl_off[minari]".'
+        ) from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        with h5py.File(path, "r") as file:
+            names = [name for name in (*_FLAT, "next_observations") if name in file]
+            arrays = {name: file[name][()] for name in names}
+            if behaviour_log_prob is not None and behaviour_log_prob not in file:
+                raise ValueError(f"{path} has no {behaviour_log_prob}; it has {', '.join(file)}.")
+            if behaviour_log_prob is not None:
+                arrays["behaviour_log_prob"] = file[behaviour_log_prob][()]
+    except OSError as error:
+        raise ValueError(f"{path} is not an HDF5 file ({error}).") from error
+    _require(arrays, _FLAT, str(path))
+    return from_flat(arrays)
+
+
+def from_demonstrations(demonstrations: Demonstrations, behaviour_log_prob: Any = None) -> Trajectories:
+    """Pad demonstrations, for example of `data.minari_files.from_minari`, whose actions are continuous.
+
+    Args:
+        demonstrations: `N` transitions.
+        behaviour_log_prob: `float[N]`, log-density of each action under who demonstrated, or None.
+
+    Raises:
+        ValueError: if there is not one log-probability a transition.
+    """
+    demos, count = demonstrations, len(demonstrations.episode)
+    flat = dict(observations=demos.observation, actions=demos.action, rewards=demos.reward)
+    flat |= dict(terminations=demos.terminated, truncations=demos.truncated)
+    if behaviour_log_prob is not None:
+        flat["behaviour_log_prob"] = _steps(
+            np.asarray(behaviour_log_prob), "behaviour_log_prob", count, "the demonstrations"
+        )
+    lengths = np.bincount(demos.episode)
+    return _padded(lengths, flat, list(demos.next_observation[np.cumsum(lengths) - 1]))
+
+
+def check(
+    trajectories: Trajectories, *, require: Sequence[str] = (), on_bad: str = "error"
+) -> tuple[Trajectories, Report]:
+    """Refuse what estimates would go wrong on, or leave such trajectories out.
+
+    Numbers must be finite, steps without gaps, ends last and of one kind; the log-probability of a logged action is not
+    -inf and, for discrete actions, not above 0. Padding is not looked at.
+
+    Args:
+        trajectories: n of them, NumPy or JAX.
+        require: names of fields that must not be None, such as `["behaviour_log_prob"]`.
+        on_bad: "error", or "drop" for trajectories with a step that is not allowed.
+
+    Returns:
+        The trajectories as NumPy arrays, and a report: how many trajectories there are, how many were dropped, and how
+        many were wrong in which field.
+
+    Raises:
+        ValueError: for arrays that do not fit together, missing fields, no trajectories and, unless dropped, steps that
+            are not allowed; the first of them is named.
+    """
+    if on_bad not in ("error", "drop"):
+        raise ValueError(f"on_bad must be 'error' or 'drop', got {on_bad!r}.")
+    data = _structured(trajectories, require)
+    mask, terminated = data.mask, data.terminated
+    after = np.pad(mask[:, 1:], [(0, 0), (0, 1)])
+    last = mask & ~after
+    gap = mask & ~np.pad(mask[:, :-1], [(0, 0), (1, 0)])
+    gap[:, 0] = ~mask[:, 0]
+    wrong = {
+        "mask": gap,
+        "terminated": terminated & mask & after,
+        "truncated": data.truncated & mask & (after | terminated),
+        "rewards": mask & ~np.isfinite(data.rewards),
+    }
+    if data.observations is not None:
+        wrong["observations"] = mask & ~_finite(data.observations, 2)
+    if data.actions is not None:
+        wrong["actions"] = mask & ~_finite(data.actions, 2)
+        if data.actions.ndim == 2:
+            wrong["actions"] |= mask & (data.actions < 0)
+    if data.behaviour_log_prob is not None:
+        limit = 1e-5 if data.actions is not None and data.actions.ndim == 2 else np.inf  # room for float32
+        fine = np.isfinite(data.behaviour_log_prob) & (data.behaviour_log_prob <= limit)
+        wrong["behaviour_log_prob"] = mask & ~fine
+    if data.final_observation is not None:
+        wrong["final_observation"] = last & ~terminated & ~_finite(data.final_observation, 1)[:, None]
+    reasons = {name: int(bad.any(axis=1).sum()) for name, bad in wrong.items() if bad.any()}
+    if reasons and on_bad == "error":
+        name = next(iter(reasons))
+        row, step = np.argwhere(wrong[name])[0]
+        place = row if name == "final_observation" else (row, step)
+        shown = _short([leaf[place] for leaf in jax.tree.leaves(getattr(data, name))])
+        advice = f"{_ADVICE[name]}; " if name in _ADVICE else ""
+        raise ValueError(
+            f"{name} must be {_ALLOWED[name]}; step {step} of trajectory {row} has {shown}, and {reasons[name]} of "
+            f"{len(mask)} trajectories are so. {advice}on_bad='drop' leaves such trajectories out and counts them."
+        )
+    keep = ~np.any([bad.any(axis=1) for bad in wrong.values()], axis=0)
+    if not keep.any():
+        found = ", ".join(f"{name} is wrong in {count}" for name, count in reasons.items())
+        raise ValueError(f"no trajectory of {len(keep)} is left: {found}. Mend the data.")
+    kept = data if keep.all() else jax.tree.map(lambda x: x[keep], data)
+    return kept, Report(int(keep.sum()), int((~keep).sum()), reasons)
+
+
+def chunks(trajectories: Trajectories, size: int) -> Iterator[Trajectories]:
+    """Consecutive trajectories, `size` at a time; the last ones may be fewer.
+
+    Raises:
+        ValueError: if `size` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}.")
+    pieces = (slice(start, start + size) for start in range(0, len(trajectories.rewards), size))
+    return (jax.tree.map(lambda x, piece=piece: x[piece], trajectories) for piece in pieces)
+
+
+def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
+    """Join trajectories, padded to the longest horizon.
+
+    Raises:
+        ValueError: if there are none, a field is None in some and not in all, or shapes of a step differ.
+    """
+    if not len(parts):
+        raise ValueError("there is nothing to concatenate; give at least one part.")
+    horizon = max(part.rewards.shape[1] for part in parts)
+    joined = {}
+    for name in Trajectories._fields:
+        fields, lead = [getattr(part, name) for part in parts], 1 if name == "final_observation" else 2
+        trees = [jax.tree.structure(field) for field in fields]
+        steps = [[np.shape(leaf)[lead:] for leaf in jax.tree.leaves(field)] for field in fields]
+        for number in range(1, len(parts)):
+            if trees[number] != trees[0] or steps[number] != steps[0]:
+                raise ValueError(
+                    f"{name} of part {number} is {_described(fields[number])}, that of part 0 {_described(fields[0])}; "
+                    "all parts must have it, or none, and in one shape but for [n, T]. Replace it by None in all parts."
+                )
+        if lead == 2:
+            fields = [jax.tree.map(lambda x: _to_horizon(np.asarray(x), horizon), field) for field in fields]
+        joined[name] = jax.tree.map(lambda *leaves: np.concatenate(leaves), *fields)
+    return Trajectories(**joined)
+
+
+def save(trajectories: Trajectories, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write an `.npz` that `load` reads back bit for bit; whole or not at all.
+
+    Args:
+        trajectories: whose observations are single arrays, or None.
+        path: ends in `.npz`; its folder is made if need be.
+        overwrite: replace a file of that name.
+
+    Returns:
+        The path written.
+
+    Raises:
+        FileExistsError: if there is such a file and `overwrite` was not given.
+        ValueError: if the path does not end in `.npz`, or the arrays do not fit together.
+    """
+    otherwise = "overwrite=True to replace it"
+    path = new_npz(path, "trajectories are written", overwrite=overwrite, otherwise=otherwise)
+    fields = _structured(trajectories, ())._asdict()
+    for name, field in fields.items():
+        if field is not None and not isinstance(field, np.ndarray):
+            raise ValueError(
+                f"{name} is a {type(field).__name__} of arrays; only single arrays are written. Flatten it."
+            )
+    return write_npz(path, {name: field for name, field in fields.items() if field is not None})
+
+
+def load(path: str | Path) -> Trajectories:
+    """Read what `save` wrote; fields that the file lacks are None.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no `.npz` of numbers, lacks a field that is always there, or arrays do not fit together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in Trajectories._fields if name in file.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} is not an .npz of numbers ({error}).") from error
+    _require(arrays, _ALWAYS, str(path))
+    return _structured(Trajectories(**(dict.fromkeys(Trajectories._fields) | arrays)), ())
+
+
+def _padded(lengths: np.ndarray, flat: Mapping[str, np.ndarray], finals: list[np.ndarray | None]) -> Trajectories:
+    """Trajectories of consecutive steps; `finals` are what followed their last ones, None where that is not known."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros((len(lengths), lengths.max(), *values.shape[1:]), values.dtype)
+        padded[rows, columns] = values
+        return padded
+
+    actions, log_prob = flat["actions"], flat.get("behaviour_log_prob")
+    if (actions.dtype.kind, actions.ndim) not in (("i", 1), ("u", 1), ("f", 2)):
+        raise ValueError(
+            f"actions are {actions.dtype} of shape {list(actions.shape[1:])} a step; one integer a step or "
+            "float[A] is allowed."
+        )
+    terminated = flat["terminations"].astype(bool)
+    observations = _compact(flat["observations"], "observations")
+    final = None
+    if all(value is not None for value in finals):
+        final = np.stack(finals).astype(observations.dtype)
+        if final.shape[1:] != observations.shape[1:]:
+            raise ValueError(
+                f"next_observations have steps of {final.shape[1:]}, observations {observations.shape[1:]}."
+            )
+    return Trajectories(
+        observations=pad(observations),
+        actions=pad(_compact(actions, "actions")),
+        rewards=pad(flat["rewards"].astype(np.float64)),
+        behaviour_log_prob=None if log_prob is None else pad(log_prob.astype(np.float64)),
+        mask=pad(np.ones(len(rows), bool)),
+        terminated=pad(terminated),
+        truncated=pad(flat["truncations"].astype(bool) & ~terminated),
+        final_observation=final,
+    )
+
+
+def _structured(data: Trajectories, require: Sequence[str]) -> Trajectories:
+    """The same as NumPy arrays that fit together."""
+    unknown = [name for name in require if name not in Trajectories._fields]
+    if unknown:
+        raise ValueError(f"trajectories have no {', '.join(unknown)}; they have {', '.join(Trajectories._fields)}.")
+    missing = [name for name in (*_ALWAYS, *require) if getattr(data, name) is None]
+    if missing:
+        hint = " `clone_behaviour` estimates behaviour_log_prob." if "behaviour_log_prob" in missing else ""
+        raise ValueError(f"the trajectories lack {', '.join(missing)}, which must not be None.{hint}")
+    data = jax.tree.map(np.asarray, data)
+    shape = data.rewards.shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"rewards must be [n, T], with n and T at least 1, got shape {shape}.")
+    kinds = dict(rewards="fiu", behaviour_log_prob="f", mask="b", terminated="b", truncated="b")
+    for name, kind in kinds.items():
+        field = getattr(data, name)
+        if field is not None and (field.shape != shape or field.dtype.kind not in kind):
+            raise ValueError(
+                f"{name} is {_described(field)}; {'bool' if kind == 'b' else 'float'}{list(shape)} is allowed."
+            )
+    actions = data.actions
+    if actions is not None:
+        fits = actions.shape[:2] == shape and (actions.dtype.kind, actions.ndim) in (("i", 2), ("u", 2), ("f", 3))
+        if not fits:
+            raise ValueError(f"actions are {_described(actions)}; int{list(shape)} or float{[*shape, 'A']} is allowed.")
+    seen = [np.shape(leaf) for leaf in jax.tree.leaves(data.observations)]
+    final = [np.shape(leaf) for leaf in jax.tree.leaves(data.final_observation)]
+    if any(size[:2] != shape for size in seen):
+        raise ValueError(f"observations have shapes {seen}; {[*shape, '...']} is allowed.")
+    agree = not seen or not final or [size[1:] for size in final] == [size[2:] for size in seen]
+    if not agree or any(size[:1] != shape[:1] for size in final):
+        raise ValueError(
+            f"final_observation has shapes {final}, observations {seen}; the former must lack the axis of T."
+        )
+    return data
+
+
+def _final(last: Sequence[Any], terminations: np.ndarray) -> np.ndarray | None:
+    """What followed the last observation; after a terminated step nobody looks at it."""
+    if len(last) == 2:
+        return np.asarray(last[1])
+    return np.asarray(last[0]) if terminations[-1] else None
+
+
+def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
+    for number, part in enumerate(parts):
+        if part.shape[1:] != parts[0].shape[1:] or (name == "actions" and part.dtype.kind != parts[0].dtype.kind):
+            raise ValueError(
+                f"{name} of episode {number} are {_described(part)}, those of episode 0 {_described(parts[0])}; "
+                "all episodes must have one type and one shape a step."
+            )
+    return np.concatenate(parts)
+
+
+def _steps(array: np.ndarray, name: str, steps: int, where: str) -> np.ndarray:
+    scalar = name not in ("observations", "next_observations", "actions")
+    if array.shape[:1] != (steps,) or (scalar and array.ndim != 1) or array.dtype.kind not in "biuf":
+        wanted = f"[{steps}]" if scalar else f"[{steps}, ...]"
+        raise ValueError(f"{name} of {where} are {_described(array)}; numbers of shape {wanted} are allowed.")
+    return array
+
+
+def _compact(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind not in "iu" or array.dtype.itemsize < 4:
+        return array.astype(np.int32) if name == "actions" and array.dtype.kind in "iu" else array
+    if array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min:
+        raise ValueError(f"{name} go from {array.min()} to {array.max()}, which int32 cannot hold; number them anew.")
+    return array.astype(np.int32)
+
+
+def _to_horizon(array: np.ndarray, horizon: int) -> np.ndarray:
+    return np.pad(array, [(0, 0), (0, horizon - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
+
+
+def _finite(tree: Any, lead: int) -> np.ndarray:
+    return np.all([np.isfinite(x).reshape(*x.shape[:lead], -1).all(axis=-1) for x in jax.tree.leaves(tree)], axis=0)
+
+
+def _require(given: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
+    missing = [name for name in wanted if given.get(name) is None]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(given)) or 'nothing'}.")
+
+
+def _described(field: Any) -> str:
+    leaves = [f"{np.asarray(x).dtype}{list(np.shape(x))}" for x in jax.tree.leaves(field)]
+    return ", ".join(leaves) or "None"
+
+
+def _short(values: list[np.ndarray]) -> str:
+    text = ", ".join(np.array2string(value, threshold=6, edgeitems=2) for value in values)
+    return " ".join(text.split())
