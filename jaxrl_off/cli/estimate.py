@@ -1,9 +1,12 @@
-"""`jaxrl-off estimate bandit LOG`: what a policy is worth by logged decisions, with intervals, as table, JSON and plot."""
+"""`jaxrl-off estimate bandit LOG`: what a policy is worth by logged decisions, as table, JSON and plot."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +15,7 @@ import tyro
 from jaxrl_off.cli.common import table
 
 if TYPE_CHECKING:
+    from jaxrl_off.data.bandit_logs import Report
     from jaxrl_off.types import BanditLog
 
 # name on the command line -> function of `estimators.bandit`, and the columns of predictions that it needs
@@ -41,11 +45,13 @@ class Estimate:
     level: float = 0.95
     """Of confidence."""
     by: str | None = None
-    """Column whose values divide the log into slices that are judged one by one."""
+    """Column whose values, as text, divide the log into slices that are judged one by one."""
     target: str = "column"
     """Who is judged: column (its probabilities are in --target-propensity), uniform, logged, or always:ACTION."""
     action: str = "action"
     """Column of actions, counted from 0."""
+    num_actions: int | None = None
+    """How many actions there are; by default the largest in the log and one. Policy uniform needs it."""
     reward: str = "reward"
     """Column of rewards."""
     propensity: str = "propensity"
@@ -60,8 +66,11 @@ class Estimate:
     """The largest weight that is possible; by default 1 / the smallest propensity in the log."""
     reward_range: tuple[float, float] = (0.0, 1.0)
     """What rewards can be."""
+    reward_offset: float = 1.0
+    """r = offset - cost, of Vowpal Wabbit logs."""
     interval: str = "student_t"
-    """Of estimators without one of their own: student_t, normal, bootstrap, bca, hoeffding, empirical_bernstein, betting."""
+    """Of estimators without one of their own: student_t, normal, bootstrap, bca;
+    of ips, dm and dr also hoeffding, empirical_bernstein, clopper_pearson, betting."""
     calibration: str = "f"
     """Of el: f, chi2 or finite_sample."""
     on_bad: Literal["error", "drop"] = "error"
@@ -83,47 +92,66 @@ def estimate(options: Estimate) -> int:
             flags = " and ".join(f"--{column.replace('_', '-')}" for column in missing)
             raise ValueError(f"{name} needs {flags}: predicted rewards, which `estimators.bandit.cross_fitted` makes.")
     if options.output is not None:
-        if options.output.suffix != ".json":
-            raise ValueError(f"the output must end in .json, got {options.output}.")
-        taken = [str(path) for path in (options.output, options.output.with_suffix(".png")) if path.exists()]
-        if taken:
-            raise FileExistsError(f"{' and '.join(taken)} exist and are not overwritten; give another name.")
-    log, dropped = _read(options)
-    rows = _rows(options, names, log)
-    _print(options, rows, dropped)
+        _check_output(options.output)
+    log, report = _read(options)
+    # some weight must be above 1
+    largest = options.weight_max
+    if largest is None:
+        largest = max(1.0 / float(log.propensity.min()), 1.0 + 1e-9)
+    rows = _rows(options, names, log, largest)
+    _print(options, rows, log, report)
     if options.output is not None:
-        content = {"log": options.log.name, "target": options.target, "level": options.level}
-        content |= {"dropped_rows": dropped, "rows": rows}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(content, indent=1))
-        _plot(rows, options)
-        print(f"written: {options.output} and {options.output.with_suffix('.png')}")
+        content = dataclasses.asdict(options) | {"log": options.log.name, "weight_max": largest}
+        content |= {"num_actions": log.num_actions, "dropped_rows": report.dropped, "dropped_for": report.reasons}
+        content = {name: value for name, value in content.items() if name not in ("kind", "output")} | {"rows": rows}
+        picture = options.output.with_suffix(".png")
+        text = json.dumps(_jsonable(content), indent=1, allow_nan=False)
+        _write({options.output: text.encode(), picture: _plot(rows, options)})
+        print(f"written: {options.output} and {picture}")
     return 0
 
 
-def _read(options: Estimate) -> tuple[BanditLog, int]:
-    """The log with what is asked of it, and how many rows were left out."""
+def _check_output(output: Path) -> None:
+    """Refuse, before anything is computed, what could not be written."""
+    if output.suffix != ".json":
+        raise ValueError(f"the output must end in .json, got {output}.")
+    taken = [str(path) for path in (output, output.with_suffix(".png")) if path.exists()]
+    if taken:
+        raise FileExistsError(f"{' and '.join(taken)} exist and are not overwritten; give another name.")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"--output draws a plot, for which matplotlib is not installed ({error}): "
+            'pip install "jaxrl_off[bench]", or leave --output out.'
+        ) from error
+
+
+def _read(options: Estimate) -> tuple[BanditLog, Report]:
+    """The log with what is asked of it, and what was left out."""
     import numpy as np
 
-    from jaxrl_off.data import bandit_logs, vowpal_wabbit
+    from jaxrl_off.data import bandit_files, vowpal_wabbit
 
-    further = [name for name in (options.by, options.predicted, options.predicted_target) if name is not None]
-    stem = options.log.with_suffix("") if options.log.suffix == ".gz" else options.log
-    if stem.suffix in (".vw", ".dat"):
-        if further or options.target == "column":
+    predictions = [name for name in (options.predicted, options.predicted_target) if name is not None]
+    shared: dict[str, Any] = dict(
+        num_actions=options.num_actions, reward_range=options.reward_range, on_bad=options.on_bad
+    )
+    if bandit_files.suffix_of(options.log) in (".vw", ".dat"):
+        if predictions or options.by is not None or options.target == "column":
             raise ValueError("Vowpal Wabbit's format has no columns; judge --target uniform, logged or always:ACTION.")
-        log, report = vowpal_wabbit.read_cb(
-            options.log, reward_offset=options.reward_range[1], columns="order", on_bad=options.on_bad
-        )
+        log, report = vowpal_wabbit.read_cb(options.log, reward_offset=options.reward_offset, columns=(), **shared)
     else:
-        log, report = bandit_logs.read_table(
+        if options.by is not None and options.by in predictions:
+            raise ValueError(f"--by {options.by} is a column of predictions; slices need another one.")
+        log, report = bandit_files.read_table(
             options.log,
             action=options.action,
             reward=options.reward,
             propensity=options.propensity,
             target_propensity=options.target_propensity if options.target == "column" else None,
-            columns=further,
-            on_bad=options.on_bad,
+            columns=dict.fromkeys(predictions, "number") | ({} if options.by is None else {options.by: "text"}),
+            **shared,
         )
     if np.isnan(log.reward).any():
         count = int(np.isnan(log.reward).sum())
@@ -132,7 +160,7 @@ def _read(options: Estimate) -> tuple[BanditLog, int]:
         )
     if options.target != "column":
         log = log._replace(target_propensity=_propensities(options.target, log))
-    return log, report.dropped
+    return log, report
 
 
 def _propensities(target: str, log: BanditLog) -> Any:
@@ -147,24 +175,24 @@ def _propensities(target: str, log: BanditLog) -> Any:
     if kind == "always" and action.isdecimal() and int(action) < log.num_actions:
         return (log.action == int(action)).astype(float)
     raise ValueError(
-        f"--target must be column, uniform, logged or always:ACTION with an action in [0, {log.num_actions}), got {target!r}."
+        f"--target must be column, uniform, logged or always:ACTION with an action in [0, {log.num_actions}), got "
+        f"{target!r}. --num-actions says how many there are."
     )
 
 
-def _rows(options: Estimate, names: list[str], log: BanditLog) -> list[dict[str, Any]]:
+def _rows(options: Estimate, names: list[str], log: BanditLog, largest: float) -> list[dict[str, Any]]:
     """Numbers of every slice and estimator."""
     import numpy as np
 
     from jaxrl_off.estimators import bandit
 
     weights = log.target_propensity / log.propensity
-    largest = options.weight_max or max(1.0 / float(log.propensity.min()), 1.0 + 1e-9)
-    slices = {"all": np.ones(len(weights), bool)}
+    slices = [("all", np.ones(len(weights), bool))]
     if options.by is not None:
         column = log.columns[options.by]
-        slices |= {str(value): column == value for value in np.unique(column)}
+        slices += [(f"{options.by}={value}", column == value) for value in np.unique(column)]
     rows = []
-    for label, here in slices.items():
+    for label, here in slices:
         for name in names:
             function, columns = ESTIMATORS[name]
             settings: dict[str, Any] = dict(
@@ -182,7 +210,7 @@ def _rows(options: Estimate, names: list[str], log: BanditLog) -> list[dict[str,
     return rows
 
 
-def _print(options: Estimate, rows: list[dict[str, Any]], dropped: int) -> None:
+def _print(options: Estimate, rows: list[dict[str, Any]], log: BanditLog, report: Report) -> None:
     lines = [
         (
             row["slice"],
@@ -198,27 +226,28 @@ def _print(options: Estimate, rows: list[dict[str, Any]], dropped: int) -> None:
     ]
     columns = ("slice", "estimator", "value", "lower", "upper", "rows", "effective", "mean weight")
     judged = "the policy of its column" if options.target == "column" else f"the policy {options.target!r}"
-    table(f"{options.log}: value of {judged}, {options.level:.0%} intervals", columns, lines)
+    table(f"{options.log}: value of {judged}, {100 * options.level:g}% intervals", columns, lines)
     if options.weight_max is None:
         print("The largest possible weight was taken to be 1 / the smallest propensity seen; --weight-max says better.")
-    if dropped:
-        print(f"{dropped} rows were dropped.")
+    if options.num_actions is None and options.target == "uniform":
+        print(f"There were taken to be {log.num_actions} actions, the largest seen and one; --num-actions says better.")
+    if report.dropped:
+        reasons = ", ".join(f"{name}: {count}" for name, count in report.reasons.items())
+        print(f"{report.dropped} rows were dropped ({reasons}).")
     if any(abs(row["diagnostics"]["mean_weight_z"]) > 4.0 for row in rows):
         print(
             "A mean weight more than 4 standard errors from 1 says that propensities are not what they are said to be."
         )
 
 
-def _plot(rows: list[dict[str, Any]], options: Estimate) -> None:
-    """Estimates with their intervals, slices below one another."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def _plot(rows: list[dict[str, Any]], options: Estimate) -> bytes:
+    """Estimates with their intervals, slices below one another, as PNG."""
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["estimator"] for row in rows))
     labels = list(dict.fromkeys(row["slice"] for row in rows))
-    drawing, axis = plt.subplots(figsize=(8.0, 1.2 + 0.3 * len(rows)))
+    figure = Figure(figsize=(8.0, 1.2 + 0.3 * len(rows)))
+    axis = figure.subplots()
     for row in rows:
         height = -labels.index(row["slice"]) - 0.7 * (names.index(row["estimator"]) + 0.5) / len(names)
         colour = f"C{names.index(row['estimator'])}"
@@ -226,9 +255,34 @@ def _plot(rows: list[dict[str, Any]], options: Estimate) -> None:
         axis.plot(
             row["value"], height, "o", color=colour, label=row["estimator"] if row["slice"] == labels[0] else None
         )
-    axis.set_yticks([-i - 0.35 for i in range(len(labels))], labels)
-    axis.set_xlabel(f"value, {options.level:.0%} interval")
+    # a dollar sign in the log begins no formula
+    axis.set_yticks([-i - 0.35 for i in range(len(labels))], labels, parse_math=False)
+    axis.set_xlabel(f"value, {100 * options.level:g}% interval")
     axis.legend()
-    drawing.tight_layout()
-    drawing.savefig(options.output.with_suffix(".png"), dpi=120)
-    plt.close(drawing)
+    figure.tight_layout()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    return drawn.getvalue()
+
+
+def _jsonable(value: Any) -> Any:
+    """The same for JSON, which has neither infinity nor NaN: these become null."""
+    if isinstance(value, dict):
+        return {key: _jsonable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(files: dict[Path, bytes]) -> None:
+    """Write files of one folder whole, or none of them."""
+    temporary = {path: path.with_name(f".{path.name}.unfinished-{os.getpid()}") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path, unfinished in temporary.items():
+            os.replace(unfinished, path)
+    finally:
+        for unfinished in temporary.values():
+            unfinished.unlink(missing_ok=True)

@@ -20,15 +20,17 @@ small ones, and never overshoots y. What is learned from is always the logged de
 * `bag`: m such policies without exploration, of which each takes an observation Poisson(1) times; h(a|x) is the share
   of members whose best action is a;
 * `cover`: m policies, h(a|x) again the share. The first learns as above. The others regress, for all actions, the
-  doubly robust cost c(b) = q_1(x, b) + 1[b = a] (1 - r - q_1(x, a)) / h(a|x), less a bonus psi e_t / p_i(b), where
-  p_i(b) = e_t + (1 - K e_t) (share of policies 1 .. i - 1 which choose b) and e_t = min(1 / K, 1 / sqrt(K t)): later
-  ones do what earlier ones leave.
+  doubly robust cost c(b) = q_1(x, b) + 1[b = a] (1 - r - q_1(x, a)) / h(a|x), where q_1 is what the first predicts,
+  clipped to [0, 1], less a bonus psi e_t / p_i(b), where p_i(b) = e_t + (1 - K e_t) (share of policies 1 .. i - 1 which
+  choose b) and e_t = min(1 / K, 1 / sqrt(K t)): later ones do what earlier ones leave.
 
 Deviations. This is Vowpal Wabbit's `--cb_explore` in kind, not in its digits: its regressions have normalised updates
 as well (standardise features here), and by default the chosen action's regression is weighted (importance weighted
 regression of Bietti et al.), where its `--cb_type ips` is `costs="ips"` here. `cover` is the
 online form which Bietti et al. give, without uniform exploration ("Cover-NU"), so that no propensity is below
-1 / m; it is not the optimisation problem of Agarwal et al. An action that no member of `bag` or `cover` chooses has
+1 / m, where Vowpal Wabbit's own default mixes in e_t for every action (checked with version 9.11.9: after t
+observations none has less than min(1 / K, 1 / sqrt(K t))) unless `--nounif` leaves it out, which we follow; it is not
+the optimisation problem of Agarwal et al. An action that no member of `bag` or `cover` chooses has
 propensity 0, so that a log does not cover policies which take it.
 
 References: Agarwal, Hsu, Kale, Langford, Li and Schapire, "Taming the Monster", ICML 2014; Bietti, Agarwal and
@@ -124,7 +126,8 @@ def make_logger(
         kind: one of `KINDS`.
         num_actions: K.
         epsilon: of `epsilon_greedy`, in (0, 1].
-        temperature: of `softmax`, the inverse one that multiplies costs.
+        temperature: of `softmax`, the inverse one that multiplies costs; at most some 87 - log(K - 1), beyond which
+            float32 does not hold the smallest propensity.
         members: m of `bag` and `cover`, 2 or more.
         psi: of `cover`, how much is made of actions which other policies leave; with 0.1 policies mostly agree. 1 is
             Vowpal Wabbit's.
@@ -159,6 +162,12 @@ def make_logger(
     )
     weight_max = 1.0 / float(lowest)
     if kind == "softmax":
+        most = -math.log(np.finfo(np.float32).tiny) - math.log(num_actions - 1)
+        if temperature > most:
+            raise ValueError(
+                f"temperature must be at most {most:.4g} with {num_actions} actions, got {temperature}; propensities "
+                "would be 0 in float32."
+            )
         weight_max = (1.0 + (num_actions - 1) * math.exp(temperature)) * (1.0 + 1e-5)
 
     def init(num_features: int) -> LoggerState:
@@ -173,7 +182,8 @@ def make_logger(
         if kind == "softmax":
             return jax.nn.softmax(-temperature * jnp.clip(_costs(state, x)[0], 0.0, 1.0))
         if kind == "epsilon_greedy":
-            return jnp.where(votes(state, x)[0] > 0, 1.0 - (num_actions - 1) * lowest, lowest)
+            # rounding may take what is left below the lowest where epsilon is 1
+            return jnp.where(votes(state, x)[0] > 0, jnp.maximum(1.0 - (num_actions - 1) * lowest, lowest), lowest)
         return jnp.sum(votes(state, x), axis=0) / count
 
     def greedy(state: LoggerState, x: Array) -> Array:
@@ -270,8 +280,10 @@ def train_logger(logger: Logger, key: Array, features: Array, labels: Array, *, 
         passes: 1 or more; guesses are made anew in each.
 
     Raises:
+        AssertionError: for features that are no matrix, or not as many labels.
         ValueError: if `passes` is below 1.
     """
+    chex.assert_rank([features, labels], [2, 1])
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}.")
 

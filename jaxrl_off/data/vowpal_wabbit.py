@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_off.data.bandit_logs import Report, check, open_text
+from jaxrl_off.data.bandit_files import open_text, parse_number
+from jaxrl_off.data.bandit_logs import Origin, Report, check
 from jaxrl_off.types import BanditLog
 
 # all features as index:value, without a namespace
@@ -63,7 +64,7 @@ def read_labelled(
         columns: which column a feature goes to. "index": names are integers from 0, and there is at most one namespace;
             "order": columns in the order of first appearance; an integer D: CRC-32 of the name modulo D (not Vowpal
             Wabbit's hash); a sequence of names, as of an earlier file: those columns, and features of other names are
-            left out.
+            left out, all of them by an empty one.
         first_label: of the file; labels are counted from it.
         on_bad: "error", or "drop" for malformed lines.
 
@@ -95,6 +96,7 @@ def read_cb(
     reward_offset: float = 0.0,
     first_action: int = 1,
     num_actions: int | None = None,
+    reward_range: tuple[float, float] | None = None,
     columns: str | int | Sequence[str] = "index",
     on_bad: str = "error",
 ) -> tuple[BanditLog, Report]:
@@ -102,9 +104,11 @@ def read_cb(
 
     Args:
         path: a text file, or a gzipped one that ends in `.gz`.
-        reward_offset: r = reward_offset - cost: 0 for rewards that are negative costs, 1 for costs in [0, 1].
+        reward_offset: r = reward_offset - cost: 0 for rewards that are negative costs, 1 for costs in [0, 1]. A cost of
+            NaN becomes a censored reward.
         first_action: of the file; actions are counted from it.
-        num_actions: K; None for the largest action and one.
+        num_actions: K; None for the largest action of the rows that are kept, and one.
+        reward_range: as in `bandit_logs.check`.
         columns: as in `read_labelled`.
         on_bad: "error", or "drop" for malformed lines and for rows with values that are not allowed.
 
@@ -116,19 +120,15 @@ def read_cb(
         ValueError: as `read_labelled` and `bandit_logs.check` do.
     """
 
-    def decision_of(text: str) -> tuple[int, float, float]:
+    def decision_of(text: str) -> tuple[float, float, float]:
         action, cost, probability = text.split(":")
-        return int(action) - first_action, float(cost), float(probability)
+        return float(int(action) - first_action), float(cost), float(probability)
 
     examples = _read(path, columns, decision_of, "a decision, action:cost:probability", on_bad)
     actions, costs, probabilities = np.array(examples.labels, np.float64).T
-    count = int(actions.max(initial=0)) + 1 if num_actions is None else num_actions
-    log = BanditLog(examples.features, actions, reward_offset - costs, probabilities, None, count, {})
-    log, report = check(log, on_bad=on_bad, origin=(path, examples.lines))
-    if examples.malformed:
-        reasons = {"malformed line": examples.malformed} | report.reasons
-        report = Report(report.rows, report.dropped + examples.malformed, reasons)
-    return log, report
+    log = BanditLog(examples.features, actions, reward_offset - costs, probabilities, None, num_actions, {})
+    origin = Origin(path, examples.lines, examples.malformed)
+    return check(log, on_bad=on_bad, origin=origin, reward_range=reward_range)
 
 
 def _read(
@@ -154,9 +154,10 @@ def _read(
                 raise ValueError("no | between label and features")
             label = _label(head, label_of, wanted)
             if mapping.kind == "index" and _PLAIN.fullmatch(body):
-                plain.append(body)
-                plain_rows.append(len(labels))
-                mapping.namespaces.add("")
+                if body.strip():  # an example without features has no namespace either
+                    plain.append(body)
+                    plain_rows.append(len(labels))
+                    mapping.namespaces.add("")
             else:
                 entries += [(len(labels), column, value) for column, value in mapping.parse(body)]
         except ValueError as error:
@@ -186,23 +187,28 @@ def _read(
 
 def _label(head: str, label_of: Callable[[str], Any], wanted: str) -> Any:
     tokens = head.split()
-    if len(tokens) > 1 and (tokens[-1].startswith("'") or not head[-1].isspace()):
+    # a tag touches the bar, even where it stands alone and the example has no label
+    if tokens and (tokens[-1].startswith("'") or not head[-1].isspace()):
         tokens.pop()
-    if len(tokens) != 1:
-        raise ValueError(f"{head.strip()!r} before the |, where {wanted}, must stand (importance weights are not read)")
     try:
+        if len(tokens) != 1 or not tokens[0].isascii() or "_" in tokens[0]:
+            raise ValueError
         return label_of(tokens[0])
-    except ValueError as error:
-        raise ValueError(f"{tokens[0]!r} before the |, where {wanted}, must stand") from error
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{head.strip()!r} before the |, where {wanted}, must stand, with a space after it (neither importance "
+            "weights nor several actions in a line are read)"
+        ) from error
 
 
 class _Columns:
     """Features of a line to columns; learns names as it goes."""
 
     def __init__(self, columns: str | int | Sequence[str]) -> None:
-        named = not isinstance(columns, str | int) and all(isinstance(name, str) for name in columns) and len(columns)
-        hashed = isinstance(columns, int) and not isinstance(columns, bool) and columns > 0
-        if not named and not hashed and columns not in ("index", "order"):
+        hashed = isinstance(columns, int | np.integer) and not isinstance(columns, bool) and columns > 0
+        named = isinstance(columns, Sequence) and not isinstance(columns, str)
+        named = named and all(isinstance(name, str) for name in columns)
+        if not named and not hashed and not (isinstance(columns, str) and columns in ("index", "order")):
             raise ValueError(
                 f"columns must be 'index', 'order', a positive integer or a sequence of names, got {columns!r}."
             )
@@ -210,7 +216,7 @@ class _Columns:
         self.index = {name: column for column, name in enumerate(columns)} if named else {}
         if named and len(self.index) < len(columns):
             raise ValueError(f"columns must be different names; {len(columns) - len(self.index)} occur again.")
-        self.number = columns if hashed else 0
+        self.number = int(columns) if hashed else 0
         self.namespaces: set[str] = set()
 
     def size(self) -> int | None:
@@ -253,7 +259,7 @@ class _Columns:
 
 def _value(text: str) -> float:
     try:
-        value = float(text)
+        value = parse_number(text)
     except ValueError:
         value = np.nan
     if not np.isfinite(value):

@@ -88,7 +88,7 @@ def test_cover_is_the_documented_algorithm():
 
 @pytest.mark.parametrize("kind", ["epsilon_greedy", "cover"])
 def test_costs_of_all_actions_are_regressed(kind):
-    """`costs="ips"`: the chosen action learns its cost over the propensity, the others 0; a cover's later ones a bonus."""
+    """`costs="ips"`: the chosen action learns cost over propensity, others 0; later ones of a cover a bonus."""
     rng, m, psi, rate = np.random.default_rng(1), 3, 0.7, 0.2
     logger = make_logger(kind, K, members=m, psi=psi, learning_rate=rate, costs="ips")
     m = m if kind == "cover" else 1
@@ -189,13 +189,21 @@ def test_policies_learn_from_their_own_guesses(kind):
     assert value(logger.init(D)) == pytest.approx(np.mean(truth == 0))  # nothing is tried, and all look as good
 
 
+@pytest.mark.parametrize("num_actions", [2, 3, 7, 34, 56])
+def test_weights_stay_below_their_bound_where_all_is_exploration(num_actions):
+    logger = make_logger("epsilon_greedy", num_actions, epsilon=1.0)
+    lowest = np.asarray(logger.probabilities(logger.init(D), jnp.ones(D)), np.float64).min()
+    assert 1.0 / lowest <= logger.weight_max
+
+
 @pytest.mark.parametrize("costs", ["importance", "ips"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_learned_where_the_propensity_is_infinite(kind, costs):
     logger = make_logger(kind, K, costs=costs)
     features, labels = blobs(60)
     state = train_logger(logger, jax.random.key(0), features, labels)
-    after = logger.update(jax.random.key(1), state, features[0], jnp.int32(1), jnp.float32(1.0), jnp.float32(jnp.inf))
+    row = (features[0], jnp.int32(1), jnp.float32(1.0), jnp.float32(jnp.inf))
+    after = jax.jit(logger.update)(jax.random.key(1), state, *row)
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
@@ -317,6 +325,7 @@ def test_standardised_features():
         ("bag", {"members": 1}, "members must be at least 2"),
         ("cover", {"psi": -1.0}, "psi must be positive"),
         ("softmax", {"temperature": np.inf}, "temperature must be positive and finite"),
+        ("softmax", {"temperature": 1000}, "temperature must be at most 86.64 with 3 actions, got 1000; propensities"),
     ],
 )
 def test_loggers_that_cannot_be_meant(kind, options, message):
@@ -324,3 +333,9 @@ def test_loggers_that_cannot_be_meant(kind, options, message):
         make_logger(kind, **({"num_actions": K} | options))
     with pytest.raises(ValueError, match="passes must be at least 1"):
         train_logger(make_logger("bag", K), jax.random.key(0), np.ones((2, D)), np.zeros(2, int), passes=0)
+    with pytest.raises(AssertionError, match="rank"):
+        train_logger(make_logger("bag", K), jax.random.key(0), np.ones(2), np.zeros(2, int))
+    make_logger("bag", K, temperature=1000)  # which it does not use
+    steep = make_logger("softmax", K, temperature=86.6)
+    state = steep.init(1)._replace(weights=jnp.zeros((1, K, 2)).at[0, 0, 1].set(1.0))
+    assert 0 < 1 / np.asarray(steep.probabilities(state, jnp.zeros(1)), np.float64).min() <= steep.weight_max < np.inf

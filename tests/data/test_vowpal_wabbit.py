@@ -11,7 +11,7 @@ from jaxrl_off.data.vowpal_wabbit import read_cb, read_labelled
 
 def write(path, *lines, end="\n"):
     text = end.join(lines) + end
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path, "wt", newline="") as file:
             file.write(text)
     else:
@@ -19,7 +19,7 @@ def write(path, *lines, end="\n"):
     return path
 
 
-@pytest.mark.parametrize("name", ["iris.vw", "iris.vw.gz"])
+@pytest.mark.parametrize("name", ["iris.vw", "iris.vw.gz", "iris.VW.GZ"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_dense_sparse_unordered_and_empty_examples(tmp_path, name, end):
     path = write(
@@ -76,6 +76,9 @@ def test_namespaces_scales_tags_and_words(tmp_path):
     assert read_labelled(later, columns=64).features[0].max() == 7
     column = int(np.argmax(read_labelled(later, columns=64).features[0]))
     assert hashed.features[0, column] == 1.5  # the same name, the same column, in another file
+    np.testing.assert_array_equal(read_labelled(path, columns=np.int64(64)).features, hashed.features)
+    none = read_labelled(path, columns=())
+    assert (none.features.shape, none.names, none.labels.tolist()) == ((3, 0), (), [0, 1, 0])
     with pytest.raises(ValueError, match=r"line 1 of .*words.vw is malformed: the feature 'age'.* columns='order'"):
         read_labelled(path)
 
@@ -87,7 +90,13 @@ def test_namespaces_scales_tags_and_words(tmp_path):
         ("x | 0:1", r"'x' before the |, where a label, an integer from 1, must stand"),
         ("1.5 | 0:1", "'1.5' before the |"),
         ("0 | 0:1", "'0' before the |"),
-        ("1 0.3 | 0:1", r"'1 0.3' before the .* \(importance weights are not read\)"),
+        ("1 0.3 | 0:1", r"'1 0.3' before the .* \(neither importance weights nor several actions in a line are read\)"),
+        ("1| 0:1", r"'1' before the |, where a label, an integer from 1, must stand, with a space after it"),
+        ("'1 | 0:1", '"\'1" before the |'),
+        ("1_0 | 0:1", "'1_0' before the |"),
+        ("\u0661 | 0:1", "'\u0661' before the |"),
+        ("9" * 400 + " | 0:1", "'9{400}' before the |"),
+        ("1 | 0:1_0", "the value '1_0', which is no finite number"),
         (" | 0:1", "'' before the |"),
         ("1 | 0:1 1:2:3", "the value '2:3', which is no finite number"),
         ("1 | 0:1 1:", "the value '', which is no finite number"),
@@ -132,13 +141,17 @@ def test_what_is_no_file_of_examples(tmp_path):
     with pytest.raises(ValueError, match="indices in several namespaces, 'a', 'b'; columns='order'"):
         read_labelled(path)
     np.testing.assert_array_equal(read_labelled(path, columns="order").features, [[1, 2]])
+    write(path, "1 |a 0:1", "2 |", "1 | ")  # an example without features is of no namespace
+    np.testing.assert_array_equal(read_labelled(path).features, [[1], [0], [0]])
+    write(path, "2 |", "1 | ")
+    assert read_labelled(path).features.shape == (2, 0)
     write(path, "1 | 999999999:1", "1 | 0:1")
     with pytest.raises(ValueError, match="2 x 1000000000 numbers, more than .* columns=1024 hashes them"):
         read_labelled(path)
     assert read_labelled(path, columns=16).features.shape == (2, 16)
 
 
-@pytest.mark.parametrize("columns", ["names", 0, True, [], ["a", 3], ["a", "a"]])
+@pytest.mark.parametrize("columns", ["names", 0, True, np.int64(0), None, 1.5, ["a", 3], ["a", "a"]])
 def test_columns_that_cannot_be_meant(tmp_path, columns):
     path = write(tmp_path / "fine.vw", "1 | 0:1")
     with pytest.raises(ValueError, match="columns must be"):
@@ -191,6 +204,23 @@ def test_decisions_that_are_refused_or_dropped(tmp_path):
         read_cb(rest)
     with pytest.raises(ValueError, match=r"action must be an integer in \[0, 1\); line 3 of"):
         read_cb(rest, num_actions=1)
+    large = write(
+        tmp_path / "large.vw",
+        "2:0:1 |",
+        f"{2**31}:0:1 |",
+        f"{'9' * 400}:0:1 |",
+        "9:0:0 |",
+        "1:0:1 2:0:0.5 |",
+        "1:1_0:1 |",
+    )
+    log, report = read_cb(large, on_bad="drop")
+    assert (log.num_actions, report) == (2, (1, 5, {"malformed line": 3, "action": 1, "propensity": 1}))
+    with pytest.raises(ValueError, match="line 3 of .* decision, .* must stand"):
+        read_cb(large)
+    with pytest.raises(ValueError, match=r"reward must be in \[0, 1\], .*; line 1 of \S*rest.vw has -2.0"):
+        read_cb(write(tmp_path / "rest.vw", "1:2:0.4 | 0:1"), reward_range=(0.0, 1.0))
+    censored, _ = read_cb(write(tmp_path / "nan.vw", "1:nan:0.4 | 0:1"))
+    assert np.isnan(censored.reward).all()
     nothing = write(tmp_path / "nothing.vw", "shared | a:1", "| b:1")
     with pytest.raises(ValueError, match="has no examples"):
         read_cb(nothing, columns="order", on_bad="drop")
