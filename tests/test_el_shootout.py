@@ -1,5 +1,8 @@
 """The contests of empirical likelihood on labelled data: parts that decide who wins, on data that scikit-learn ships."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +122,13 @@ def test_factors_of_a_learning_pass():
     log = np.zeros((300, 1), int), np.ones((300, 1)), np.where(np.arange(300) < 299, 0.9, 0.2)[:, None]
     greedy = np.where(np.arange(300) < 250, 0, 1)[None]
     assert el_learning.omega(greedy, log, slice(0, 300), 5.0, None)[0, -1] == 0.0
+
+
+@pytest.mark.parametrize("study", [el_estimation, el_learning])
+def test_the_readme_says_what_the_committed_results_say(study):
+    root = Path(__file__).parents[1]
+    content = json.loads((root / "benchmarks" / "results" / f"{study.__name__.split('.')[-1]}_cpu.json").read_text())
+    _, _, lines = study.tables(content)[0]
+    readme = (root / "README.md").read_text()
+    for line in lines:
+        assert " | ".join(line[1:]) in readme, line
