@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import tyro
 
 from jaxrl_off.cli.collect import Collect, collect
-from jaxrl_off.cli.estimate import Estimate, estimate
+from jaxrl_off.cli.estimate import EstimateBandit, estimate_bandit
+from jaxrl_off.cli.estimate_trajectory import EstimateTrajectory, estimate_trajectory
 from jaxrl_off.cli.listing import List, Reproduce, list_choices, reproduce
 from jaxrl_off.cli.training import Evaluate, Train, evaluate, train
 
@@ -28,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         "train": Train,
         "evaluate": Evaluate,
         "collect": Collect,
-        "estimate": Estimate,
+        "estimate": Annotated[EstimateBandit, tyro.conf.subcommand("bandit")]
+        | Annotated[EstimateTrajectory, tyro.conf.subcommand("trajectory")],
         "list": List,
         "reproduce": Reproduce,
     }
@@ -39,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         Train: train,
         Evaluate: evaluate,
         Collect: collect,
-        Estimate: estimate,
+        EstimateBandit: estimate_bandit,
+        EstimateTrajectory: estimate_trajectory,
         List: list_choices,
         Reproduce: reproduce,
     }

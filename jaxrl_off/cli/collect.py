@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 class Collect:
     """Record demonstrations from the agent of a run, or from a policy file, in whole episodes.
 
-    Written are `NAME.npz` files or, for `minari:NAME-v0`, Minari data sets; nothing is overwritten.
+    Written are `NAME.npz` files or, for `minari:NAME-v0`, Minari data sets; nothing is overwritten. With `--kind trajectories`,
+    the agent's sampled actions with their log-probabilities, for `estimate trajectory`.
     """
 
     output: tyro.conf.Positional[str]
     """Where to: a path that ends in .npz, or minari:NAME-v0."""
+    kind: Literal["demonstrations", "trajectories"] = "demonstrations"
+    """What is recorded."""
     run: Path | None = None
     """Directory of the run whose agent acts."""
     policy: Path | None = None
@@ -42,6 +45,8 @@ class Collect:
     """Keep only episodes that earn at least this much, and record until there are enough."""
     max_steps: int = 27_000
     """Steps of each lane after which recording is given up."""
+    horizon: int = 1000
+    """Of trajectories: steps after which they are cut short."""
     seed: int = 0
     """Of the episodes."""
 
@@ -57,7 +62,14 @@ def collect(options: Collect) -> int:
 
     if (options.run is None) == (options.policy is None):
         raise ValueError("give either --run DIRECTORY or --policy FILE.")
+    if options.kind == "trajectories" and (options.run is None or options.greedy or options.min_return is not None):
+        raise ValueError(
+            "--kind trajectories records the sampled actions of a run, all of them: give --run, and neither --policy, --greedy "
+            "nor --min-return."
+        )
     dataset = _minari_name(options.output)
+    if dataset is not None and options.kind == "trajectories":
+        raise ValueError(f"trajectories are written to .npz files, got {options.output!r}.")
     if dataset is None and not options.output.endswith(".npz"):
         raise ValueError(f"the output must end in .npz or be minari:NAME-v0, got {options.output!r}.")
     if dataset is None and Path(options.output).exists():
@@ -68,6 +80,8 @@ def collect(options: Collect) -> int:
         raise ValueError(
             f"--episodes and --num-envs must be at least 1, got {options.episodes} and {options.num_envs}."
         )
+    if options.kind == "trajectories":
+        return _collect_trajectories(options)
     name, parameters = options.env, {}
     if options.run is not None:
         loaded = training.load_run(options.run)
@@ -104,6 +118,37 @@ def collect(options: Collect) -> int:
     rows = [
         ("episodes", str(len(returns))),
         ("steps", f"{len(demonstrations.episode):,}"),
+        ("return, mean", f"{returns.mean():.6g}"),
+        ("return, least and most", f"{returns.min():.6g} to {returns.max():.6g}"),
+    ]
+    table(f"{name}: {options.output}", ("recorded", ""), rows)
+    return 0
+
+
+def _collect_trajectories(options: Collect) -> int:
+    import jax
+    import numpy as np
+
+    from jaxrl_off import envs, training
+    from jaxrl_off.data.trajectories import save
+
+    loaded = training.load_run(options.run)
+    policy = training.policy_functions(loaded.config, loaded.spec, loaded.agent.publish(loaded.agent_state))
+    name, parameters = options.env or loaded.description["environment"], loaded.description["environment_parameters"]
+    check_environment(name)
+    if options.env_parameters is not None:
+        parameters = json_object("--env-parameters", options.env_parameters)
+    lanes = envs.make(name, min(options.num_envs, options.episodes), **parameters)
+    sizes = dict(episodes=options.episodes, horizon=options.horizon)
+    try:
+        recorded = training.roll_out(policy.act, lanes, jax.random.key(options.seed), **sizes)
+    finally:
+        lanes.close()
+    save(recorded, options.output)
+    returns = np.asarray(recorded.rewards).sum(axis=1)
+    rows = [
+        ("trajectories", str(len(returns))),
+        ("steps", f"{int(np.asarray(recorded.mask).sum()):,}"),
         ("return, mean", f"{returns.mean():.6g}"),
         ("return, least and most", f"{returns.min():.6g} to {returns.max():.6g}"),
     ]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from jaxrl_off.cli.common import table
+from jaxrl_off.cli.results import check_output, write_results
 
 if TYPE_CHECKING:
     from jaxrl_off.data.bandit_logs import Report
@@ -33,11 +30,9 @@ _LIKELIHOODS = ("el", "cressie_read", "emp")
 
 
 @dataclasses.dataclass
-class Estimate:
-    """Judge a policy by decisions that another one made and logged."""
+class EstimateBandit:
+    """Judge a policy by logged decisions of one step each, that another one made."""
 
-    kind: tyro.conf.Positional[Literal["bandit"]]
-    """Of the log: decisions of one step each."""
     log: tyro.conf.Positional[Path]
     """The log: .csv, .tsv or .txt (also .gz), .parquet, .npz; .vw or .dat (also .gz) is Vowpal Wabbit's cb format."""
     estimators: str = "el,snips,ips"
@@ -79,7 +74,7 @@ class Estimate:
     """Write the numbers to this JSON file, and a plot beside it; nothing is overwritten."""
 
 
-def estimate(options: Estimate) -> int:
+def estimate_bandit(options: EstimateBandit) -> int:
     """Run the command."""
     names = [name.strip() for name in options.estimators.split(",") if name.strip()]
     unknown = [name for name in names if name not in ESTIMATORS]
@@ -92,7 +87,7 @@ def estimate(options: Estimate) -> int:
             flags = " and ".join(f"--{column.replace('_', '-')}" for column in missing)
             raise ValueError(f"{name} needs {flags}: predicted rewards, which `estimators.bandit.cross_fitted` makes.")
     if options.output is not None:
-        _check_output(options.output)
+        check_output(options.output)
     log, report = _read(options)
     # some weight must be above 1
     largest = options.weight_max
@@ -103,31 +98,11 @@ def estimate(options: Estimate) -> int:
     if options.output is not None:
         content = dataclasses.asdict(options) | {"log": options.log.name, "weight_max": largest}
         content |= {"num_actions": log.num_actions, "dropped_rows": report.dropped, "dropped_for": report.reasons}
-        content = {name: value for name, value in content.items() if name not in ("kind", "output")} | {"rows": rows}
-        picture = options.output.with_suffix(".png")
-        text = json.dumps(_jsonable(content), indent=1, allow_nan=False)
-        _write({options.output: text.encode(), picture: _plot(rows, options)})
-        print(f"written: {options.output} and {picture}")
+        write_results(options.output, content, rows, level=options.level)
     return 0
 
 
-def _check_output(output: Path) -> None:
-    """Refuse, before anything is computed, what could not be written."""
-    if output.suffix != ".json":
-        raise ValueError(f"the output must end in .json, got {output}.")
-    taken = [str(path) for path in (output, output.with_suffix(".png")) if path.exists()]
-    if taken:
-        raise FileExistsError(f"{' and '.join(taken)} exist and are not overwritten; give another name.")
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"--output draws a plot, for which matplotlib is not installed ({error}): "
-            'pip install "jaxrl_off[bench]", or leave --output out.'
-        ) from error
-
-
-def _read(options: Estimate) -> tuple[BanditLog, Report]:
+def _read(options: EstimateBandit) -> tuple[BanditLog, Report]:
     """The log with what is asked of it, and what was left out."""
     import numpy as np
 
@@ -180,7 +155,7 @@ def _propensities(target: str, log: BanditLog) -> Any:
     )
 
 
-def _rows(options: Estimate, names: list[str], log: BanditLog, largest: float) -> list[dict[str, Any]]:
+def _rows(options: EstimateBandit, names: list[str], log: BanditLog, largest: float) -> list[dict[str, Any]]:
     """Numbers of every slice and estimator."""
     import numpy as np
 
@@ -210,7 +185,7 @@ def _rows(options: Estimate, names: list[str], log: BanditLog, largest: float) -
     return rows
 
 
-def _print(options: Estimate, rows: list[dict[str, Any]], log: BanditLog, report: Report) -> None:
+def _print(options: EstimateBandit, rows: list[dict[str, Any]], log: BanditLog, report: Report) -> None:
     lines = [
         (
             row["slice"],
@@ -238,51 +213,3 @@ def _print(options: Estimate, rows: list[dict[str, Any]], log: BanditLog, report
         print(
             "A mean weight more than 4 standard errors from 1 says that propensities are not what they are said to be."
         )
-
-
-def _plot(rows: list[dict[str, Any]], options: Estimate) -> bytes:
-    """Estimates with their intervals, slices below one another, as PNG."""
-    from matplotlib.figure import Figure
-
-    names = list(dict.fromkeys(row["estimator"] for row in rows))
-    labels = list(dict.fromkeys(row["slice"] for row in rows))
-    figure = Figure(figsize=(8.0, 1.2 + 0.3 * len(rows)))
-    axis = figure.subplots()
-    for row in rows:
-        height = -labels.index(row["slice"]) - 0.7 * (names.index(row["estimator"]) + 0.5) / len(names)
-        colour = f"C{names.index(row['estimator'])}"
-        axis.plot([row["lower"], row["upper"]], [height, height], color=colour, linewidth=2.0)
-        axis.plot(
-            row["value"], height, "o", color=colour, label=row["estimator"] if row["slice"] == labels[0] else None
-        )
-    # a dollar sign in the log begins no formula
-    axis.set_yticks([-i - 0.35 for i in range(len(labels))], labels, parse_math=False)
-    axis.set_xlabel(f"value, {100 * options.level:g}% interval")
-    axis.legend()
-    figure.tight_layout()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
-    return drawn.getvalue()
-
-
-def _jsonable(value: Any) -> Any:
-    """The same for JSON, which has neither infinity nor NaN: these become null."""
-    if isinstance(value, dict):
-        return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(files: dict[Path, bytes]) -> None:
-    """Write files of one folder whole, or none of them."""
-    temporary = {path: path.with_name(f".{path.name}.unfinished-{os.getpid()}") for path in files}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_bytes(content)
-        for path, unfinished in temporary.items():
-            os.replace(unfinished, path)
-    finally:
-        for unfinished in temporary.values():
-            unfinished.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import jax
 
 from jaxrl_off import agents, envs
 from jaxrl_off.agents.base import Agent
+from jaxrl_off.envs.base import EnvironmentSpec
 from jaxrl_off.training import checkpoints, demonstrated
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.on_policy import make_loop
@@ -26,12 +27,16 @@ class LoadedRun(NamedTuple):
 
     Attributes:
         agent: as the run built it.
+        config: of the agent.
+        spec: of its environment.
         agent_state: of the newest good checkpoint.
         description: the run's `config.json`.
         steps: samples behind the state.
     """
 
     agent: Agent
+    config: Any
+    spec: EnvironmentSpec
     agent_state: Any
     description: dict[str, Any]
     steps: int
@@ -71,7 +76,9 @@ def load_run(directory: str | Path) -> LoadedRun:
         restored = checkpoints.restore(directory, like, identity, pure=environment.pure)
     finally:
         environment.close()
-    return LoadedRun(agent, restored.state.agent, description, samples_after(restored.step, counts))
+    return LoadedRun(
+        agent, config, environment.spec, restored.state.agent, description, samples_after(restored.step, counts)
+    )
 
 
 def read_description(directory: Path) -> dict[str, Any] | None:
