@@ -231,7 +231,7 @@ def test_help_names_all_intervals(capsys):
     from jaxrl_off.estimators.bandit.terms import ASYMPTOTIC, BOUNDED
 
     with pytest.raises(SystemExit):
-        cli.main(["estimate", "--help"])
+        cli.main(["estimate", "bandit", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in ASYMPTOTIC + BOUNDED)
 
