@@ -222,7 +222,9 @@ def bootstrap_replicates(
     drawn = (jnp.arange(size) < total).astype(counts.dtype)
 
     def replicate(key: Array) -> Array:
-        observations = jnp.floor(jax.random.uniform(key, (size,), counts.dtype) * total).astype(jnp.int64)
+        # 32 bits: JAX lowers the draw of 64 where x64 may be off again
+        share = jax.random.bits(key, (size,), jnp.uint32).astype(counts.dtype) * 2.0**-32
+        observations = jnp.floor(share * total).astype(jnp.int64)
         return statistic(jnp.zeros_like(counts).at[rows[observations]].add(drawn))
 
     replicates = _map(replicate, jax.random.split(key, resamples), max(size, counts.shape[0]))
@@ -239,16 +241,18 @@ def percentile_interval(
     level: Array | float = 0.95,
     sides: str = "two",
 ) -> Interval:
-    """The delta and 1 - delta quantiles of the bootstrap replicates, interpolated linearly. Asymptotic.
+    """The delta and 1 - delta quantiles of those bootstrap replicates that are defined, interpolated linearly. Asymptotic.
 
     Args and Raises: as `bootstrap_replicates` and `normal_interval`.
 
     Returns:
-        `Interval` of `float64[]`.
+        `Interval` of `float64[]`; infinite when N < 2, NaN when no replicate is defined.
     """
     delta = error_probability(level, sides)
     replicates = bootstrap_replicates(key, statistic, counts, resamples=resamples, size=size)
-    return within(Interval(*jnp.quantile(replicates, jnp.stack([delta, 1.0 - delta]))), True, sides)
+    # resamples in which the statistic is not defined are left out
+    ends = jnp.nanquantile(replicates, jnp.stack([delta, 1.0 - delta]))
+    return within(Interval(*ends), jnp.sum(counts) >= 2.0, sides)
 
 
 def bca_interval(
@@ -271,22 +275,24 @@ def bca_interval(
     Args and Raises: as `bootstrap_replicates` and `normal_interval`.
 
     Returns:
-        `Interval` of `float64[]`. Where scipy answers NaN: no replicate below or above the statistic counts as half a
-        replicate there; a jackknife without spread gives no acceleration.
+        `Interval` of `float64[]`, as `percentile_interval`. Where scipy answers NaN: no replicate below or above the
+        statistic counts as half a replicate there; a jackknife without spread gives no acceleration.
 
     Reference: Efron, "Better Bootstrap Confidence Intervals", 1987; formulas of Efron and Tibshirani, 1993, 14.3.
     """
     delta = error_probability(level, sides)
     replicates = bootstrap_replicates(key, statistic, counts, resamples=resamples, size=size)
     observed = statistic(counts)
-    below = 0.5 + 0.5 * jnp.mean(jnp.sign(observed - replicates))
+    # resamples in which the statistic is not defined are left out
+    below = 0.5 + 0.5 * jnp.nanmean(jnp.sign(observed - replicates))
     bias = jax.scipy.special.ndtri(jnp.clip(below, 0.5 / resamples, 1.0 - 0.5 / resamples))
 
     def without(row: Array) -> Array:
         return statistic(counts.at[row].add(-1.0))
 
     left = _map(without, jnp.arange(counts.shape[0]), counts.shape[0])
-    left = jnp.where(counts > 0, left, 0.0)  # of a row of padding nothing can be left out
+    # of a row of padding nothing can be left out; without some rows there may be no statistic
+    left = jnp.where((counts > 0) & jnp.isfinite(left), left, observed)
     influence = jnp.where(counts > 0, jnp.sum(counts * left) / jnp.sum(counts) - left, 0.0)
     largest = jnp.max(jnp.abs(influence))
     influence = influence / jnp.where(largest > 1e-14 * jnp.abs(observed), largest, jnp.inf)
@@ -295,7 +301,7 @@ def bca_interval(
 
     shifted = bias + jax.scipy.special.ndtri(jnp.stack([delta, 1.0 - delta]))
     shares = jax.scipy.special.ndtr(bias + shifted / (1.0 - acceleration * shifted))
-    return within(Interval(*jnp.quantile(replicates, shares)), True, sides)
+    return within(Interval(*jnp.nanquantile(replicates, shares)), jnp.sum(counts) >= 2.0, sides)
 
 
 def error_probability(level: Array | float, sides: str) -> Array:

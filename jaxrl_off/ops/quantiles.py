@@ -141,7 +141,7 @@ def _tail(deviation: Array, upper: Array, a: Array, b: Array) -> Array:
     odds = near / far * jnp.exp(jnp.where(upper, -deviation, deviation))
     slope = near - (far - 1.0) * odds  # of the exponent, at s = 0
     scale = 1.0 / (jnp.maximum(slope, 0.0) + jnp.sqrt(jnp.abs(far - 1.0) * odds * (1.0 + odds)))
-    s = scale[..., None] * _NODES
+    s = scale[..., None] * jnp.asarray(_NODES, scale.dtype)
     exponent = -near[..., None] * s + (far[..., None] - 1.0) * jnp.log1p(-odds[..., None] * jnp.expm1(-s))
     # no matrix product: JAX batches or derives one where x64 may be off again, and then rounds it to float32
     return (1.0 + odds) * scale * jnp.sum(jnp.exp(exponent) * jnp.asarray(_WEIGHTS, exponent.dtype), axis=-1)

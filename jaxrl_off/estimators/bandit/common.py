@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl_off.types import Array
 
 SIDES = ("two", "lower", "upper")
+MATRICES = ("control_variates", "slot_weights")  # columns that have several numbers a row
 _ROUNDING = 1e-6  # by how much, relatively, a weight may be above the largest one: that is float32's doing
 
 
@@ -107,7 +108,7 @@ def rows_of(
         counts: `float[n]`, multiplicities, or None for 1 each.
         weight_range: what weights may be, or None for anything not negative.
         reward_range: what rewards may be, or None for anything finite.
-        **others: further columns `float[n, ...]` by name; must be finite.
+        **others: further columns by name, `float[n]`, or `float[n, k]` for `MATRICES`; must be finite.
 
     Raises:
         ValueError: for lengths that differ, no rows, NaN, or values outside their range; names the column and the first row.
@@ -122,8 +123,10 @@ def rows_of(
     columns["counts"] = library.ones_like(rewards) if counts is None else counts
     columns = {name: library.asarray(value, library.float64) for name, value in (columns | others).items()}
     for name, column in columns.items():
-        if column.shape[:1] != rewards.shape:
-            raise ValueError(f"{name} have shape {column.shape}, rewards {rewards.shape}; every row needs one of each.")
+        matrix = name in MATRICES
+        if column.shape[:1] != rewards.shape or column.ndim != 1 + matrix:
+            wanted = "several numbers a row" if matrix else "one of each"
+            raise ValueError(f"{name} have shape {column.shape}, rewards {rewards.shape}; every row needs {wanted}.")
     counts = columns.pop("counts")
     if concrete:
         _check_values(columns, counts, weight_range, reward_range)
@@ -184,7 +187,10 @@ def standard_error(counts: Array, influence: Array) -> Array:
     """`sqrt(sum c (x - mean)^2 / (N (N - 1)))` of the mean of an influence function; infinite for N <= 1."""
     total = jnp.sum(counts)
     squares = jnp.sum(counts * jnp.square(influence - weighted_mean(counts, influence)))
-    return jnp.sqrt(jnp.where(total > 1, squares / jnp.where(total > 1, total * (total - 1.0), 1.0), jnp.inf))
+    variance = squares / jnp.where(total > 1, total * (total - 1.0), 1.0)
+    # a square root whose derivative at 0 is 0
+    error = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    return jnp.where(total > 1, error, jnp.inf)
 
 
 def regression_error(counts: Array, target: Array, centred: Array) -> Array:

@@ -168,28 +168,22 @@ def _excess(s: _Sums, added: Array) -> tuple[Array, Array, Array]:
 
 def _end(s: _Sums, phi: Array, limits: tuple[Array, Array], edge: Array, sign: float, infinite: bool) -> Array:
     """One end of the interval: the lowest value, over data added at either end of the weight range, with the worst reward."""
+    # rewards less the edge, so that added data have none: with them, y is a difference of numbers of order `added^2`
+    wr, wwr = s.wr - edge * s.w, s.wwr - edge * s.ww
+    wwrr = s.wwrr - 2.0 * edge * s.wwr + jnp.square(edge) * s.ww
     candidates = []
     for end, added in enumerate(limits):
         if end == 1 and infinite:
-            x = sign * (edge + (s.wr - s.w * edge) / s.n)
-            spread = (jnp.square(edge) * s.ww - 2.0 * edge * s.wwr + s.wwrr) / (1.0 + s.n)
-            y, size = jnp.square(edge * s.w - s.wr) / (s.n * (1.0 + s.n)) - spread, spread
+            x = sign * (edge + wr / s.n)
+            size = wwrr / (1.0 + s.n)
+            y = jnp.square(wr) / (s.n * (1.0 + s.n)) - size
             z = phi + 1.0 / (2.0 * s.n)
         else:
-            w, ww, wr, wwr, wwrr = (
-                (extra + total) / (1.0 + s.n)
-                for extra, total in (
-                    (added, s.w),
-                    (added**2, s.ww),
-                    (added * edge, s.wr),
-                    (added**2 * edge, s.wwr),
-                    (jnp.square(added * edge), s.wwrr),
-                )
-            )
-            variance = ww - w * w
-            covariance = wwr - w * wr
-            x = sign * (wr + (1.0 - w) * covariance / variance)
-            y, size = jnp.square(covariance) / variance - (wwrr - wr * wr), wwrr
+            w, ww = (added + s.w) / (1.0 + s.n), (added**2 + s.ww) / (1.0 + s.n)
+            mean, product, size = wr / (1.0 + s.n), wwr / (1.0 + s.n), wwrr / (1.0 + s.n)
+            variance, covariance = ww - w * w, product - w * mean
+            x = sign * (edge + mean + (1.0 - w) * covariance / variance)
+            y = jnp.square(covariance) / variance - (size - jnp.square(mean))
             z = phi + 0.5 * jnp.square(1.0 - w) / variance
         # y is 0 but for rounding where the rewards are a function of the weights
         degenerate = ~(y < -1e-12 * size)

@@ -169,15 +169,25 @@ def learn(
         raise ValueError(
             f"objective={objective!r} needs weight_range, what weights can be: (0, 1 / smallest propensity)."
         )
+    if level is None:
+        raise ValueError(
+            "level must be between 0 and 1, such as 0.95, got None; it is that of the bound that is learned on."
+        )
     common.check_level(level, "two")
     limits = common.check_weight_range(weight_range) if weight_range is not None else (0.0, math.inf)
     span = common.check_range("reward_range", reward_range)
     for name, value in (("passes", passes), ("batch_size", batch_size), ("num_actions", num_actions)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if objective == "variance_penalty" and batch_size < 2:
+        raise ValueError(f"objective='variance_penalty' needs batches of 2 rows or more, got batch_size={batch_size}.")
+    if common.is_concrete(penalty, clip) and not (penalty >= 0 and clip > 0):
+        raise ValueError(f"penalty must not be negative and clip positive, got {penalty} and {clip}.")
     columns = features, actions, rewards, propensities
     if common.is_concrete(columns, predictions):
         _check_columns(*(np.asarray(x) for x in columns), num_actions, span)
+        _check_predictions(predictions, len(np.asarray(rewards)), num_actions)
+        _check_largest(weight_range, np.asarray(propensities))
     count = jnp.shape(rewards)[0]
     task = _Task(objective, num_actions, tuple(hidden), passes, min(batch_size, count), limits, span, level)
     data = _Data(
@@ -200,12 +210,15 @@ def _check_columns(
     span: tuple[float, float],
 ) -> None:
     count = len(rewards)
-    if features.ndim != 2 or {len(features), len(actions), len(propensities)} != {count} or not count:
+    columns = actions, rewards, propensities
+    if features.ndim != 2 or len(features) != count or any(x.shape != (count,) for x in columns) or not count:
         shapes = [x.shape for x in (features, actions, rewards, propensities)]
         raise ValueError(f"features [n, d], actions, rewards and propensities [n] do not fit together: {shapes}.")
     checks = {
         "features must be finite": ~np.isfinite(features).all(axis=1),
-        f"actions must be in [0, {num_actions})": (actions < 0) | (actions >= num_actions),
+        f"actions must be in [0, {num_actions}), and whole numbers": ~(
+            (actions >= 0) & (actions < num_actions) & (actions == np.floor(actions))
+        ),
         f"rewards must be in [{span[0]:g}, {span[1]:g}]": ~((rewards >= span[0]) & (rewards <= span[1])),
         "propensities must be in (0, 1]": ~((propensities > 0) & (propensities <= 1)),
     }
@@ -214,6 +227,28 @@ def _check_columns(
             raise ValueError(
                 f"{message}; row {int(np.argmax(bad))} is not, and {int(bad.sum())} rows are so. Mend the log."
             )
+
+
+def _check_predictions(predictions: Any, count: int, num_actions: int) -> None:
+    if predictions is None:
+        return
+    given = np.asarray(predictions)
+    if given.shape != (count, num_actions) or not np.isfinite(given).all():
+        raise ValueError(
+            f"predictions must be finite numbers of shape ({count}, {num_actions}), got shape {given.shape}."
+        )
+
+
+def _check_largest(weight_range: Sequence[float] | None, propensities: np.ndarray) -> None:
+    """Weights of the policies to come may be as large as 1 / propensity."""
+    if weight_range is None or not common.is_concrete(weight_range):
+        return
+    largest = 1.0 / float(propensities.min())
+    if weight_range[1] < largest * (1.0 - 1e-6):
+        raise ValueError(
+            f"weight_range ends at {weight_range[1]:g}, but a propensity of the log allows a weight of {largest:g}; give "
+            "(0, 1 / smallest propensity)."
+        )
 
 
 def _initial(key: Array, sizes: Sequence[int]) -> LearnedPolicy:

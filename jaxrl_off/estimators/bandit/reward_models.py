@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.estimators.bandit import common
 from jaxrl_off.types import Array
 
 OBJECTIVES = ("squares", "importance", "variance")
@@ -25,11 +27,14 @@ def cross_fitted(
     propensities: Any = None,
     folds: int = 2,
     ridge: float = 1.0,
+    reward_range: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Array:
     """Predicted rewards `q(x, a)` of all actions, each row's by a model of the other folds.
 
-    Ridge regression on `(1, x)`, a vector of coefficients an action; the closed form, one fold at a time.
+    Ridge regression on `(1, x)`, a vector of coefficients an action; the closed form, one fold at a time. To be called with
+    data, not under `jax.jit` or `jax.vmap`. An action that the other folds lack is predicted 0, or the nearest end of the
+    reward range.
 
     Args:
         features: `float[n, d]`, x.
@@ -44,6 +49,8 @@ def cross_fitted(
         propensities: `float[n]`, h(a|x); for `importance` and `variance`.
         folds: at least 2.
         ridge: penalty of the squared coefficients but for the intercepts.
+        reward_range: (low, high) that predictions are cut to, which bounded intervals of what corrects them need; None to
+            leave them as they are.
         seed: of the folds.
 
     Returns:
@@ -61,17 +68,35 @@ def cross_fitted(
         raise ValueError(f"folds must be between 2 and the {count} rows, got {folds}.")
     if not ridge > 0:
         raise ValueError(f"ridge must be positive, got {ridge}.")
-    actions = np.asarray(actions)
-    if actions.min() < 0 or actions.max() >= num_actions:
-        raise ValueError(f"actions must be in [0, {num_actions}), got {actions.min()} to {actions.max()}.")
+    matrices = {"features": features, "target_probabilities": target_probabilities}
+    given = matrices | {"actions": actions, "rewards": rewards, "propensities": propensities}
+    columns = {name: np.asarray(column, np.float64) for name, column in given.items() if column is not None}
+    for name, column in columns.items():
+        width = num_actions if name == "target_probabilities" else column.shape[-1] if name == "features" else None
+        wanted = (count,) if width is None else (count, width)
+        if column.shape != wanted or not np.isfinite(column).all():
+            raise ValueError(
+                f"{name} must be finite numbers of shape {wanted}, got shape {column.shape}; mend the log."
+            )
+    actions = columns["actions"]
+    if (actions < 0).any() or (actions >= num_actions).any() or (actions != np.floor(actions)).any():
+        raise ValueError(
+            f"actions must be whole numbers in [0, {num_actions}), got {actions.min()} to {actions.max()}."
+        )
+    if propensities is not None and not ((columns["propensities"] > 0) & (columns["propensities"] <= 1)).all():
+        raise ValueError("propensities must be in (0, 1]; mend the log.")
+    span = None if reward_range is None else common.check_range("reward_range", reward_range)
     fold = np.random.default_rng(seed).permutation(count) % folds
     with jax.enable_x64(True):
         inputs = jnp.concatenate([jnp.ones((count, 1)), jnp.asarray(features, jnp.float64)], axis=1)
         targets = jnp.asarray(rewards, jnp.float64)
         probabilities = jnp.ones((count, num_actions)) if target_probabilities is None else target_probabilities
         behaviour = jnp.ones(count) if propensities is None else jnp.asarray(propensities, jnp.float64)
-        data = (inputs, jnp.asarray(actions), targets, jnp.asarray(probabilities, jnp.float64), behaviour)
-        return _predicted(data, jnp.asarray(fold), jnp.asarray(ridge, jnp.float64), objective=objective, folds=folds)
+        data = (inputs, jnp.asarray(actions, jnp.int32), targets, jnp.asarray(probabilities, jnp.float64), behaviour)
+        predicted = _predicted(
+            data, jnp.asarray(fold), jnp.asarray(ridge, jnp.float64), objective=objective, folds=folds
+        )
+        return predicted if span is None else jnp.clip(predicted, *span)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "folds"))

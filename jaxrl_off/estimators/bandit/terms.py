@@ -98,7 +98,8 @@ def unbounded(weight_range: Sequence[float] | None, ratio: bool = False) -> str 
 def estimate_terms(
     counts: Array, weights: Array, terms: Terms, reward_range: tuple[Array, Array], *, settings: Settings, size: int
 ) -> Estimate:
-    """The estimate, its standard error, and the interval that was asked for, cut to the reward range.
+    """The estimate, its standard error, and the interval that was asked for, cut to the reward range; that of terms whose
+    weights were changed, to their own.
 
     Args:
         counts: `float[n]`.
@@ -133,10 +134,15 @@ def estimate_terms(
     lower = upper = None
     if settings.level is not None:
         ends = _interval(counts, statistic, influence, terms, settings, size)
-        lower, upper = (jnp.clip(x, *reward_range) for x in ends)
+        # the mean of terms whose weights were changed may be outside the reward range
+        free = (-jnp.inf, jnp.inf) if terms.range is None else terms.range
+        touched = jnp.any(changed & (counts > 0))
+        limits = [jnp.where(touched, own, plain) for own, plain in zip(free, reward_range, strict=True)]
+        lower, upper = (jnp.clip(x, *limits) for x in ends)
         # no interval where there is no estimate
         lower, upper = (
-            jnp.where(jnp.isnan(value), end, x) for end, x in zip(reward_range, (lower, upper), strict=True)
+            jnp.where(jnp.isnan(value) | jnp.isnan(x), end, x)
+            for end, x in zip(reward_range, (lower, upper), strict=True)
         )
     error = common.standard_error(counts, influence)
     return Estimate(value, error, lower, upper, common.effective_size(counts, terms.weights), diagnostics)

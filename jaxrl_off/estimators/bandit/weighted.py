@@ -31,10 +31,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical import empirical_likelihood
-from jaxrl_off.estimators.bandit.terms import Terms, estimate_terms, settings_of, unbounded
+from jaxrl_off.estimators.bandit.terms import ASYMPTOTIC, BOUNDED, Terms, estimate_terms, settings_of, unbounded
 from jaxrl_off.types import Array, Estimate
 
 
@@ -79,6 +80,8 @@ def _estimate(
     settings = settings_of(level, sides, interval, resamples, seed, unbounded(weight_range, ratio))
     limits = None if weight_range is None else common.check_weight_range(weight_range)
     span = common.check_range("reward_range", reward_range)
+    if level is not None:
+        _check_interval(interval, counts, span, others)
     with jax.enable_x64(True):
         rows = common.rows_of(weights, rewards, counts, limits, span, **others)
         size = len(rows.counts)
@@ -86,7 +89,9 @@ def _estimate(
             size = max(size, common.padded_size(int(jnp.ceil(jnp.sum(rows.counts)))))
         span = tuple(jnp.asarray(x, jnp.float64) for x in span)
         terms = terms_of(rows.weights, rows.rewards, *rows.others, limits=limits, span=span)
-        return estimate_terms(rows.counts, rows.weights, terms, span, settings=settings, size=size)
+        # slates come without a weight of their own
+        logged = terms.weights if weights is None else rows.weights
+        return estimate_terms(rows.counts, logged, terms, span, settings=settings, size=size)
 
 
 def _product_range(weights: tuple[Any, Any] | None, span: tuple[Array, Array]) -> tuple[Array, Array] | None:
@@ -338,6 +343,30 @@ def pseudo_inverse(slot_weights: Any, rewards: Any, **keywords: Any) -> Estimate
         return Terms(w * r, None, None, w, None)
 
     return _estimate(terms, None, rewards, {"slot_weights": slot_weights}, **keywords)
+
+
+def _check_interval(interval: str, counts: Any, span: tuple[Any, Any], others: dict[str, Any]) -> None:
+    """Refuse multiplicities and predictions that an interval would be wrong for."""
+    if counts is not None and common.is_concrete(counts):
+        given = np.asarray(counts, np.float64)
+        if interval in ("bootstrap", "bca") and (given != np.floor(given)).any():
+            raise ValueError(f"interval={interval!r} draws whole rows: counts must be whole numbers; use 'student_t'.")
+        if interval == "betting" and (given > 1).any():
+            raise ValueError(
+                "interval='betting' takes rows one after the other: counts must be 0 or 1; repeat the rows."
+            )
+    if interval not in BOUNDED:
+        return
+    for name in ("predicted", "predicted_target"):
+        column = others.get(name)
+        if column is None or not common.is_concrete(column, span):
+            continue
+        outside = ~((np.asarray(column) >= span[0]) & (np.asarray(column) <= span[1]))
+        if outside.any():
+            raise ValueError(
+                f"interval={interval!r} holds for predictions in the reward range [{span[0]:g}, {span[1]:g}]; {name} has "
+                f"{int(outside.sum())} outside it. Clip them, or use {', '.join(ASYMPTOTIC)}."
+            )
 
 
 def _check_positive(name: str, value: Any) -> None:
