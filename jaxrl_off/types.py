@@ -159,6 +159,8 @@ class Trajectories(NamedTuple):
         terminated: `bool[n, T]`, after which step the value of what follows is zero.
         truncated: `bool[n, T]`, after which step the trajectory was cut. Both False: it goes on, or the horizon ended it.
         final_observation: `[n, ...]`, what followed the last step, or None.
+        behaviour_estimated: `bool[n]`, whose behaviour_log_prob was not logged but estimated, or None where all were logged;
+            estimators that use it say so in their diagnostics.
     """
 
     observations: PyTree | None
@@ -169,6 +171,7 @@ class Trajectories(NamedTuple):
     terminated: Array
     truncated: Array
     final_observation: PyTree | None
+    behaviour_estimated: Array | None = None
 
 
 class Estimate(NamedTuple):

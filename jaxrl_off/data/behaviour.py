@@ -60,7 +60,8 @@ def clone_behaviour(
         penalty: of the regression; positive, or W may grow without end where actions can be told apart without error.
 
     Returns:
-        The trajectories with `behaviour_log_prob` replaced, and a report that says so.
+        The trajectories with `behaviour_log_prob` replaced and `behaviour_estimated` set, which estimators then have in their
+        diagnostics; and a report that says how.
 
     Raises:
         ValueError: for settings that cannot be meant, other observations or actions, or actions outside [0, A).
@@ -94,9 +95,8 @@ def clone_behaviour(
     filled[mask] = log_prob
     note = f"behaviour_log_prob was not logged but estimated from these {len(actions)} decisions by {how}."
     found = float(np.mean(log_prob)), float(np.exp(np.min(log_prob)))
-    return trajectories._replace(behaviour_log_prob=filled), BehaviourReport(
-        note, len(actions), parameters, *found, norm
-    )
+    cloned = trajectories._replace(behaviour_log_prob=filled, behaviour_estimated=np.ones(len(mask), bool))
+    return cloned, BehaviourReport(note, len(actions), parameters, *found, norm)
 
 
 def _count(observations: np.ndarray, actions: np.ndarray, num_actions: int, smoothing: float) -> tuple[np.ndarray, int]:

@@ -15,30 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_off.data.bandit_logs import Report
 from jaxrl_off.data.demonstrations import Demonstrations
 from jaxrl_off.data.files import new_npz, write_npz
+from jaxrl_off.data.trajectory_checks import ALWAYS, described, structured
+from jaxrl_off.data.trajectory_checks import check as check
 from jaxrl_off.types import Trajectories
 
 _EPISODE = ("observations", "actions", "rewards", "terminations", "truncations")
 _FLAT = ("observations", "actions", "rewards", "terminals", "timeouts")
-_ALWAYS = ("rewards", "mask", "terminated", "truncated")
-_ALLOWED = {
-    "mask": "True in the first steps of each trajectory, at least one, and nowhere else",
-    "observations": "finite",
-    "actions": "finite and, where they are integers, not negative",
-    "rewards": "finite",
-    "behaviour_log_prob": "finite and, for discrete actions, not above 0",
-    "terminated": "True in the last step alone",
-    "truncated": "True in the last step alone, and not where terminated is",
-    "final_observation": "finite unless the last step terminated",
-}
-_ADVICE = {
-    "mask": "Put the steps of a trajectory at the beginning of its row",
-    "behaviour_log_prob": "It is log pi_b(a|s) of an action that was taken, which therefore was possible",
-    "terminated": "Make what follows an end a trajectory of its own",
-    "truncated": "Make what follows an end a trajectory of its own; where one terminated, it was not cut",
-}
+_OF_ROWS = ("final_observation", "behaviour_estimated")  # fields without an axis of T
 
 
 def from_episodes(episodes: Sequence[Mapping[str, Any]]) -> Trajectories:
@@ -181,72 +166,6 @@ def from_demonstrations(demonstrations: Demonstrations, behaviour_log_prob: Any 
     return _padded(lengths, flat, list(demos.next_observation[np.cumsum(lengths) - 1]))
 
 
-def check(
-    trajectories: Trajectories, *, require: Sequence[str] = (), on_bad: str = "error"
-) -> tuple[Trajectories, Report]:
-    """Refuse what estimates would go wrong on, or leave such trajectories out.
-
-    Numbers must be finite, steps without gaps, ends last and of one kind; the log-probability of a logged action is not
-    -inf and, for discrete actions, not above 0. Padding is not looked at.
-
-    Args:
-        trajectories: n of them, NumPy or JAX.
-        require: names of fields that must not be None, such as `["behaviour_log_prob"]`.
-        on_bad: "error", or "drop" for trajectories with a step that is not allowed.
-
-    Returns:
-        The trajectories as NumPy arrays, and a report: how many trajectories there are, how many were dropped, and how
-        many were wrong in which field.
-
-    Raises:
-        ValueError: for arrays that do not fit together, missing fields, no trajectories and, unless dropped, steps that
-            are not allowed; the first of them is named.
-    """
-    if on_bad not in ("error", "drop"):
-        raise ValueError(f"on_bad must be 'error' or 'drop', got {on_bad!r}.")
-    data = _structured(trajectories, require)
-    mask, terminated = data.mask, data.terminated
-    after = np.pad(mask[:, 1:], [(0, 0), (0, 1)])
-    last = mask & ~after
-    gap = mask & ~np.pad(mask[:, :-1], [(0, 0), (1, 0)])
-    gap[:, 0] = ~mask[:, 0]
-    wrong = {
-        "mask": gap,
-        "terminated": terminated & mask & after,
-        "truncated": data.truncated & mask & (after | terminated),
-        "rewards": mask & ~np.isfinite(data.rewards),
-    }
-    if data.observations is not None:
-        wrong["observations"] = mask & ~_finite(data.observations, 2)
-    if data.actions is not None:
-        wrong["actions"] = mask & ~_finite(data.actions, 2)
-        if data.actions.ndim == 2:
-            wrong["actions"] |= mask & (data.actions < 0)
-    if data.behaviour_log_prob is not None:
-        limit = 1e-5 if data.actions is not None and data.actions.ndim == 2 else np.inf  # room for float32
-        fine = np.isfinite(data.behaviour_log_prob) & (data.behaviour_log_prob <= limit)
-        wrong["behaviour_log_prob"] = mask & ~fine
-    if data.final_observation is not None:
-        wrong["final_observation"] = last & ~terminated & ~_finite(data.final_observation, 1)[:, None]
-    reasons = {name: int(bad.any(axis=1).sum()) for name, bad in wrong.items() if bad.any()}
-    if reasons and on_bad == "error":
-        name = next(iter(reasons))
-        row, step = np.argwhere(wrong[name])[0]
-        place = row if name == "final_observation" else (row, step)
-        shown = _short([leaf[place] for leaf in jax.tree.leaves(getattr(data, name))])
-        advice = f"{_ADVICE[name]}; " if name in _ADVICE else ""
-        raise ValueError(
-            f"{name} must be {_ALLOWED[name]}; step {step} of trajectory {row} has {shown}, and {reasons[name]} of "
-            f"{len(mask)} trajectories are so. {advice}on_bad='drop' leaves such trajectories out and counts them."
-        )
-    keep = ~np.any([bad.any(axis=1) for bad in wrong.values()], axis=0)
-    if not keep.any():
-        found = ", ".join(f"{name} is wrong in {count}" for name, count in reasons.items())
-        raise ValueError(f"no trajectory of {len(keep)} is left: {found}. Mend the data.")
-    kept = data if keep.all() else jax.tree.map(lambda x: x[keep], data)
-    return kept, Report(int(keep.sum()), int((~keep).sum()), reasons)
-
-
 def chunks(trajectories: Trajectories, size: int) -> Iterator[Trajectories]:
     """Consecutive trajectories, `size` at a time; the last ones may be fewer.
 
@@ -270,13 +189,18 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     horizon = max(part.rewards.shape[1] for part in parts)
     joined = {}
     for name in Trajectories._fields:
-        fields, lead = [getattr(part, name) for part in parts], 1 if name == "final_observation" else 2
+        fields, lead = [getattr(part, name) for part in parts], 1 if name in _OF_ROWS else 2
+        if name == "behaviour_estimated" and any(field is not None for field in fields):
+            fields = [
+                np.zeros(len(part.rewards), bool) if field is None else field
+                for field, part in zip(fields, parts, strict=True)
+            ]
         trees = [jax.tree.structure(field) for field in fields]
         steps = [[np.shape(leaf)[lead:] for leaf in jax.tree.leaves(field)] for field in fields]
         for number in range(1, len(parts)):
             if trees[number] != trees[0] or steps[number] != steps[0]:
                 raise ValueError(
-                    f"{name} of part {number} is {_described(fields[number])}, that of part 0 {_described(fields[0])}; "
+                    f"{name} of part {number} is {described(fields[number])}, that of part 0 {described(fields[0])}; "
                     "all parts must have it, or none, and in one shape but for [n, T]. Replace it by None in all parts."
                 )
         if lead == 2:
@@ -302,7 +226,7 @@ def save(trajectories: Trajectories, path: str | Path, *, overwrite: bool = Fals
     """
     otherwise = "overwrite=True to replace it"
     path = new_npz(path, "trajectories are written", overwrite=overwrite, otherwise=otherwise)
-    fields = _structured(trajectories, ())._asdict()
+    fields = structured(trajectories, ())._asdict()
     for name, field in fields.items():
         if field is not None and not isinstance(field, np.ndarray):
             raise ValueError(
@@ -323,8 +247,8 @@ def load(path: str | Path) -> Trajectories:
             arrays = {name: file[name] for name in Trajectories._fields if name in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
         raise ValueError(f"{path} is not an .npz of numbers ({error}).") from error
-    _require(arrays, _ALWAYS, str(path))
-    return _structured(Trajectories(**(dict.fromkeys(Trajectories._fields) | arrays)), ())
+    _require(arrays, ALWAYS, str(path))
+    return structured(Trajectories(**(dict.fromkeys(Trajectories._fields) | arrays)), ())
 
 
 def _padded(lengths: np.ndarray, flat: Mapping[str, np.ndarray], finals: list[np.ndarray | None]) -> Trajectories:
@@ -364,43 +288,6 @@ def _padded(lengths: np.ndarray, flat: Mapping[str, np.ndarray], finals: list[np
     )
 
 
-def _structured(data: Trajectories, require: Sequence[str]) -> Trajectories:
-    """The same as NumPy arrays that fit together."""
-    unknown = [name for name in require if name not in Trajectories._fields]
-    if unknown:
-        raise ValueError(f"trajectories have no {', '.join(unknown)}; they have {', '.join(Trajectories._fields)}.")
-    missing = [name for name in (*_ALWAYS, *require) if getattr(data, name) is None]
-    if missing:
-        hint = " `clone_behaviour` estimates behaviour_log_prob." if "behaviour_log_prob" in missing else ""
-        raise ValueError(f"the trajectories lack {', '.join(missing)}, which must not be None.{hint}")
-    data = jax.tree.map(np.asarray, data)
-    shape = data.rewards.shape
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"rewards must be [n, T], with n and T at least 1, got shape {shape}.")
-    kinds = dict(rewards="fiu", behaviour_log_prob="f", mask="b", terminated="b", truncated="b")
-    for name, kind in kinds.items():
-        field = getattr(data, name)
-        if field is not None and (field.shape != shape or field.dtype.kind not in kind):
-            raise ValueError(
-                f"{name} is {_described(field)}; {'bool' if kind == 'b' else 'float'}{list(shape)} is allowed."
-            )
-    actions = data.actions
-    if actions is not None:
-        fits = actions.shape[:2] == shape and (actions.dtype.kind, actions.ndim) in (("i", 2), ("u", 2), ("f", 3))
-        if not fits:
-            raise ValueError(f"actions are {_described(actions)}; int{list(shape)} or float{[*shape, 'A']} is allowed.")
-    seen = [np.shape(leaf) for leaf in jax.tree.leaves(data.observations)]
-    final = [np.shape(leaf) for leaf in jax.tree.leaves(data.final_observation)]
-    if any(size[:2] != shape for size in seen):
-        raise ValueError(f"observations have shapes {seen}; {[*shape, '...']} is allowed.")
-    agree = not seen or not final or [size[1:] for size in final] == [size[2:] for size in seen]
-    if not agree or any(size[:1] != shape[:1] for size in final):
-        raise ValueError(
-            f"final_observation has shapes {final}, observations {seen}; the former must lack the axis of T."
-        )
-    return data
-
-
 def _final(last: Sequence[Any], terminations: np.ndarray) -> np.ndarray | None:
     """What followed the last observation; after a terminated step nobody looks at it."""
     if len(last) == 2:
@@ -412,7 +299,7 @@ def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
     for number, part in enumerate(parts):
         if part.shape[1:] != parts[0].shape[1:] or (name == "actions" and part.dtype.kind != parts[0].dtype.kind):
             raise ValueError(
-                f"{name} of episode {number} are {_described(part)}, those of episode 0 {_described(parts[0])}; "
+                f"{name} of episode {number} are {described(part)}, those of episode 0 {described(parts[0])}; "
                 "all episodes must have one type and one shape a step."
             )
     return np.concatenate(parts)
@@ -422,7 +309,7 @@ def _steps(array: np.ndarray, name: str, steps: int, where: str) -> np.ndarray:
     scalar = name not in ("observations", "next_observations", "actions")
     if array.shape[:1] != (steps,) or (scalar and array.ndim != 1) or array.dtype.kind not in "biuf":
         wanted = f"[{steps}]" if scalar else f"[{steps}, ...]"
-        raise ValueError(f"{name} of {where} are {_described(array)}; numbers of shape {wanted} are allowed.")
+        raise ValueError(f"{name} of {where} are {described(array)}; numbers of shape {wanted} are allowed.")
     return array
 
 
@@ -438,21 +325,7 @@ def _to_horizon(array: np.ndarray, horizon: int) -> np.ndarray:
     return np.pad(array, [(0, 0), (0, horizon - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
 
 
-def _finite(tree: Any, lead: int) -> np.ndarray:
-    return np.all([np.isfinite(x).reshape(*x.shape[:lead], -1).all(axis=-1) for x in jax.tree.leaves(tree)], axis=0)
-
-
 def _require(given: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
     missing = [name for name in wanted if given.get(name) is None]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(given)) or 'nothing'}.")
-
-
-def _described(field: Any) -> str:
-    leaves = [f"{np.asarray(x).dtype}{list(np.shape(x))}" for x in jax.tree.leaves(field)]
-    return ", ".join(leaves) or "None"
-
-
-def _short(values: list[np.ndarray]) -> str:
-    text = ", ".join(np.array2string(value, threshold=6, edgeitems=2) for value in values)
-    return " ".join(text.split())

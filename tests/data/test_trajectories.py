@@ -174,8 +174,9 @@ def test_demonstrations_and_minari(tmp_path, monkeypatch):
     demos = demonstrations.from_episodes(made)
     log_prob = np.concatenate([e["behaviour_log_prob"] for e in made])
     data, expected = from_demonstrations(demos, log_prob), from_episodes(made)
-    for name in Trajectories._fields:
-        np.testing.assert_allclose(getattr(data, name), getattr(expected, name), rtol=1e-6)
+    assert jax.tree.structure(data) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(data), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
     with pytest.raises(ValueError, match="behaviour_log_prob of the demonstrations"):
         from_demonstrations(demos, log_prob[1:])
 
@@ -323,6 +324,7 @@ def test_tabular_clone_counts():
             taken = (here & (actions == actions[i, t])).sum()
             expected[i, t] = np.log((taken + smoothing) / (here.sum() + 2 * smoothing))
         np.testing.assert_allclose(cloned.behaviour_log_prob, expected, atol=1e-12)
+        assert cloned.behaviour_estimated.all()
         assert (report.steps, report.parameters) == (mask.sum(), 3)
         np.testing.assert_allclose(report.mean_log_prob, expected[mask].mean())
         np.testing.assert_allclose(report.smallest_probability, np.exp(expected[mask].min()))
@@ -330,6 +332,24 @@ def test_tabular_clone_counts():
     # a target that is the clone needs no correction
     log_prob = cloned.behaviour_log_prob
     np.testing.assert_allclose(wis(cloned, log_prob).value, naive(cloned).value, rtol=1e-12)
+
+
+def test_estimated_behaviour_is_said(tmp_path):
+    """The flag of the clone goes through files, chunks and joins into the diagnostics of what uses the probabilities."""
+    made = episodes()
+    data = from_episodes([e | dict(observations=np.arange(len(e["observations"]))) for e in made])
+    cloned, _ = clone_behaviour(data, num_actions=3)
+    joined = concatenate([*chunks(cloned, 2), data])
+    assert joined.behaviour_estimated.tolist() == [True] * 3 + [False] * 3
+    same(load(save(joined, tmp_path / "joined.npz")), joined)
+    assert check(joined)[0].behaviour_estimated is not None
+    target = np.zeros(joined.rewards.shape)
+    assert float(wis(joined, target).diagnostics["behaviour_estimated"]) == 0.5
+    assert float(wis(cloned, target[:3]).diagnostics["behaviour_estimated"]) == 1.0
+    assert float(wis(data, target[:3]).diagnostics["behaviour_estimated"]) == 0.0
+    assert float(naive(cloned).diagnostics["behaviour_estimated"]) == 0.0
+    with pytest.raises(ValueError, match=r"behaviour_estimated is bool\[2\]; bool\[3\]"):
+        check(cloned._replace(behaviour_estimated=np.ones(2, bool)))
 
 
 def test_logistic_clone_is_that_of_scikit_learn():

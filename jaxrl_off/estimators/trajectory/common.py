@@ -83,6 +83,7 @@ class Steps(NamedTuple):
             padding.
         mask: `bool[n, T]`.
         discounts: `float64[T]`, gamma^t.
+        estimated: `float64[n]`, 1 where behaviour probabilities are used that were estimated.
     """
 
     counts: Array
@@ -90,6 +91,7 @@ class Steps(NamedTuple):
     log_ratio: Array
     mask: Array
     discounts: Array
+    estimated: Array
 
 
 def float64(*values: Any) -> AbstractContextManager[None]:
@@ -149,11 +151,18 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
         _check_values(columns, mask, counts)
     shown = mask & (counts > 0)[:, None]
     columns = {name: library.where(shown, column, 0.0) for name, column in columns.items()}
-    log_ratio = library.zeros_like(rewards)
+    log_ratio, estimated = library.zeros_like(rewards), library.zeros_like(counts)
     if target_log_prob is not None:
         log_ratio = columns["target_log_prob"] - columns["behaviour_log_prob"]
+        if trajectories.behaviour_estimated is not None:
+            estimated = library.asarray(trajectories.behaviour_estimated, library.float64)
+            if estimated.shape != counts.shape:
+                raise ValueError(
+                    f"behaviour_estimated has shape {estimated.shape}; there are {len(rewards)} trajectories."
+                )
     discounts = jnp.asarray(discount, jnp.float64) ** jnp.arange(rewards.shape[1])
-    return Steps(*(jnp.asarray(x) for x in (counts, columns["rewards"], log_ratio, shown)), discounts)
+    checked = (jnp.asarray(x) for x in (counts, columns["rewards"], log_ratio, shown))
+    return Steps(*checked, discounts, jnp.asarray(estimated))
 
 
 def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.ndarray) -> None:
@@ -243,7 +252,8 @@ def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
     """What the final weights `log_weight [n]` tell.
 
     `rows` N; `mean_weight` (1 in expectation where nothing was cut) and `mean_weight_z` (standard errors from it);
-    `largest_share` of all weight that one trajectory has; `largest_log_weight`; `mean_length` in steps.
+    `largest_share` of all weight that one trajectory has; `largest_log_weight`; `mean_length` in steps;
+    `behaviour_estimated`, share of trajectories whose behaviour probabilities were not logged but estimated.
     """
     counts = steps.counts
     weights = weights_of(log_weight)
@@ -256,6 +266,7 @@ def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
         "largest_share": ratio(jnp.max(jnp.where(counts > 0, scaled, 0.0)), jnp.sum(counts * scaled)),
         "largest_log_weight": jnp.max(jnp.where(counts > 0, log_weight, -jnp.inf)),
         "mean_length": weighted_mean(counts, jnp.sum(steps.mask, axis=1).astype(counts.dtype)),
+        "behaviour_estimated": weighted_mean(counts, steps.estimated),
     }
 
 
