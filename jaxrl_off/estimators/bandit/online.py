@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.types import Array
@@ -109,7 +110,9 @@ def update_histogram(state: Histogram, weights: Any, rewards: Any, counts: Any =
         weights, rewards = jnp.atleast_1d(jnp.asarray(weights)), jnp.atleast_1d(jnp.asarray(rewards))
         ranges = None, None
         if common.is_concrete(state):
-            ranges = tuple((float(grid[0]), float(grid[-1])) for grid in (state.weights, state.rewards))
+            ranges = tuple(
+                (float(grid[0]), float(grid[-1])) for grid in map(np.asarray, (state.weights, state.rewards))
+            )
         rows = common.rows_of(weights, rewards, counts, *ranges)
         return _updated(state, rows.counts, rows.weights, rows.rewards)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_off.estimators.bandit.common import check_level
 from jaxrl_off.types import Estimate
 
 
-def slope(estimates: Sequence[Estimate], *, deviations: Any = None) -> int:
+def slope(estimates: Sequence[Estimate], *, sides: str = "two", deviations: Any = None) -> int:
     """Index of the estimate that balances bias and deviation, by Lepski's principle.
 
     In the order of falling deviations, along which bias must grow, the last estimate i for which
@@ -24,13 +25,14 @@ def slope(estimates: Sequence[Estimate], *, deviations: Any = None) -> int:
     Args:
         estimates: of one estimator family, such as `clipped_ips` at several clips, made with a level: d is the distance to the
             farther end of the interval, the other of which may be cut at the end of the reward range.
+        sides: of these intervals: "two"; or "lower" or "upper" for one-sided ones, of which d is the distance to that end.
         deviations: `float[m]`, d; in place of intervals.
 
     Returns:
         The index into `estimates`.
 
     Raises:
-        ValueError: for no estimates, estimates without an interval, or deviations that cannot be meant.
+        ValueError: for no estimates, estimates without an interval, unknown sides, or deviations that cannot be meant.
 
     Example:
         >>> from jaxrl_off.estimators.bandit import clipped_ips
@@ -40,13 +42,18 @@ def slope(estimates: Sequence[Estimate], *, deviations: Any = None) -> int:
     """
     if not estimates:
         raise ValueError("there are no estimates to choose from.")
+    check_level(None, sides)
     if deviations is None:
         if any(estimate.lower is None or estimate.upper is None for estimate in estimates):
             raise ValueError("an estimate has no interval; make them with a level, or give deviations.")
-        deviations = [max(float(e.upper) - float(e.value), float(e.value) - float(e.lower)) for e in estimates]
+        ends = {"two": ("lower", "upper"), "lower": ("lower",), "upper": ("upper",)}[sides]
+        deviations = [max(abs(float(getattr(e, end)) - float(e.value)) for end in ends) for e in estimates]
     widths = np.asarray(deviations, np.float64)
     if widths.shape != (len(estimates),) or not np.isfinite(widths).all() or (widths < 0).any():
-        raise ValueError(f"deviations must be {len(estimates)} finite numbers that are not negative, got {deviations}.")
+        raise ValueError(
+            f"deviations must be {len(estimates)} finite numbers that are not negative, got {deviations}. Of one-sided "
+            "intervals say which side."
+        )
     values = np.array([float(estimate.value) for estimate in estimates])
     order = np.argsort(-widths, kind="stable")
     chosen = order[0]

@@ -85,13 +85,13 @@ def settings_of(
     return Settings(level, sides, interval, resamples, seed)
 
 
-def unbounded(weight_range: Sequence[float] | None, ratio: bool = False) -> str | None:
-    """Why terms have no known range, for `settings_of`."""
+def unbounded(weight_range: Sequence[float] | None, largest: Any, ratio: bool) -> str | None:
+    """Why terms have no known range, for `settings_of`; `largest` is what weights can be at most."""
     if ratio:
         return "the estimator is a ratio"
-    if weight_range is None:
-        return "weight_range was not given"
-    return "weight_range is infinite" if common.is_concrete(weight_range) and math.isinf(weight_range[1]) else None
+    if not common.is_concrete(largest) or not math.isinf(largest):
+        return None
+    return "weight_range was not given" if weight_range is None else "weight_range is infinite"
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "size"))

@@ -18,16 +18,18 @@ used on (`cross_fitted`).
 | `shrunk_doubly_robust` | `mean(v + lambda w / (w^2 + lambda) (r - q))` |
 | `pseudo_inverse` | `mean((1 - L + sum_l w_l) r)`, slates of L slots |
 
-All take weights and rewards and the same keywords, and return an `Estimate` whose diagnostics are `rows`, `mean_weight` (1 in
-expectation), `mean_weight_z` (standard errors from it), `largest_weight`, `clipped_rows` (share of rows whose weight was
-changed) and `clipped_weight` (share of all weight that was taken away). They work under `jit`, `vmap` (pad with counts of 0)
-and `grad`; float64 inside. What is shrunk, clipped or switched is biased: intervals are then for the mean of the terms.
+All take weights and rewards and the same keywords (`Keywords`), and return an `Estimate` whose diagnostics are `rows`,
+`mean_weight` (1 in expectation), `mean_weight_z` (standard errors from it), `largest_weight`, `clipped_rows` (share of rows
+whose weight was changed) and `clipped_weight` (share of all weight that was taken away). They work under `jit`, `vmap` (pad
+with counts of 0) and `grad`; float64 inside. What is shrunk, clipped or switched is biased: intervals are then for the mean of
+the terms.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,33 @@ from jaxrl_off.estimators.bandit.terms import ASYMPTOTIC, BOUNDED, Terms, estima
 from jaxrl_off.types import Array, Estimate
 
 
+class Keywords(TypedDict, total=False):
+    """What all estimators here take.
+
+    Attributes:
+        counts: `float[n]`, multiplicities; whole numbers for the bootstrap; None for 1 each.
+        weight_range: (low, high) of the weights, for checks and bounded intervals; high may be infinite.
+        reward_range: (low, high) of the rewards; (0, 1) by default.
+        level: of confidence; None, the default, for an estimate alone.
+        sides: "two", "lower" or "upper".
+        interval: "student_t" (the default), "normal", "bootstrap" (percentile) or "bca", all asymptotic; and, where there is no
+            ratio and weights are bounded, by their range or by what the estimator makes of them, "hoeffding",
+            "empirical_bernstein", "betting" (cover at every n; the last takes rows in their order and counts as one each) or
+            "clopper_pearson" (customary; proven for terms at the ends of their range).
+        resamples: of the bootstrap; 1000 by default.
+        seed: of the bootstrap.
+    """
+
+    counts: Any
+    weight_range: Sequence[float] | None
+    reward_range: Sequence[float]
+    level: float | None
+    sides: str
+    interval: str
+    resamples: int
+    seed: int
+
+
 def _estimate(
     terms_of: Callable[..., Terms],
     weights: Any,
@@ -46,6 +75,7 @@ def _estimate(
     others: dict[str, Any],
     *,
     ratio: bool = False,
+    largest: Callable[[Any], Any] | None = None,
     counts: Any = None,
     weight_range: Sequence[float] | None = None,
     reward_range: Sequence[float] = (0.0, 1.0),
@@ -55,50 +85,46 @@ def _estimate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Check, prepare and run; what the public functions document.
+    """Check, prepare and run.
 
     Args:
-        terms_of: `(weights, rewards, *others, limits, span) -> Terms`.
+        terms_of: `(weights, rewards, *others, limits, span) -> Terms`, with `limits` what weights can be once the estimator has
+            changed them.
         weights: `float[n]`, w.
         rewards: `float[n]`, r.
         others: further columns by name.
         ratio: whether the estimator has one.
-        counts: `float[n]`, multiplicities; whole numbers for the bootstrap; None for 1 each.
-        weight_range: (low, high) of the weights, for checks and bounded intervals; high may be infinite.
-        reward_range: (low, high) of the rewards.
-        level: of confidence; None for an estimate alone.
-        sides: "two", "lower" or "upper".
-        interval: "normal", "student_t", "bootstrap" (percentile) or "bca", all asymptotic; and where there is no ratio and
-            the weight range is finite "hoeffding", "empirical_bernstein", "betting" (cover at every n; the last takes rows in
-            their order and counts as one each) or "clopper_pearson" (customary; proven for terms at the ends of their range).
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        largest: the largest changed weight by the largest weight, which may be infinite; None where they are the same.
+        counts: this and the following as in `Keywords`.
 
     Raises:
         ValueError: for columns, ranges or settings that cannot be meant.
     """
-    settings = settings_of(level, sides, interval, resamples, seed, unbounded(weight_range, ratio))
     limits = None if weight_range is None else common.check_weight_range(weight_range)
+    low, high = (0.0, math.inf) if limits is None else limits
     span = common.check_range("reward_range", reward_range)
-    if level is not None:
-        _check_interval(interval, counts, span, others)
     with jax.enable_x64(True):
+        changed = high if largest is None else largest(jnp.asarray(high, jnp.float64))
+        settings = settings_of(level, sides, interval, resamples, seed, unbounded(weight_range, changed, ratio))
+        if level is not None:
+            _check_interval(interval, counts, span, others)
         rows = common.rows_of(weights, rewards, counts, limits, span, **others)
         size = len(rows.counts)
         if counts is not None and common.is_concrete(rows.counts):
             size = max(size, common.padded_size(int(jnp.ceil(jnp.sum(rows.counts)))))
         span = tuple(jnp.asarray(x, jnp.float64) for x in span)
-        terms = terms_of(rows.weights, rows.rewards, *rows.others, limits=limits, span=span)
+        changed = jnp.asarray(changed, jnp.float64)
+        terms = terms_of(
+            rows.weights, rows.rewards, *rows.others, limits=(jnp.minimum(low, changed), changed), span=span
+        )
         # slates come without a weight of their own
         logged = terms.weights if weights is None else rows.weights
         return estimate_terms(rows.counts, logged, terms, span, settings=settings, size=size)
 
 
-def _product_range(weights: tuple[Any, Any] | None, span: tuple[Array, Array]) -> tuple[Array, Array] | None:
-    """Range of a weight times a reward."""
-    if weights is None:
-        return None
-    corners = jnp.stack([w * r for w in weights for r in span])
+def _product_range(weights: tuple[Any, Any], span: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Range of a weight, which may be infinite, times a reward."""
+    corners = jnp.stack([jnp.where(r == 0, 0.0, w * r) for w in weights for r in span])
     return jnp.min(corners), jnp.max(corners)
 
 
@@ -108,14 +134,13 @@ def _corrected_range(largest: Any, span: tuple[Array, Array]) -> tuple[Array, Ar
     return low - largest * (high - low), high + largest * (high - low)
 
 
-def ips(weights: Any, rewards: Any, **keywords: Any) -> Estimate:
+def ips(weights: Any, rewards: Any, **keywords: Unpack[Keywords]) -> Estimate:
     """Inverse propensity scores, `mean(w r)`: unbiased, of large variance (Horvitz and Thompson 1952).
 
     Args:
         weights: `float[n]`, w.
         rewards: `float[n]`, r.
-        **keywords: `counts`, `weight_range`, `reward_range`, `level`, `sides`, `interval`, `resamples`, `seed`, as in
-            `_estimate`.
+        **keywords: `counts`, `weight_range`, `reward_range`, `level`, `sides`, `interval`, `resamples`, `seed`; see `Keywords`.
 
     Returns:
         An `Estimate`; see the module.
@@ -135,14 +160,14 @@ def ips(weights: Any, rewards: Any, **keywords: Any) -> Estimate:
     return _estimate(terms, weights, rewards, {}, **keywords)
 
 
-def clipped_ips(weights: Any, rewards: Any, *, clip: float, **keywords: Any) -> Estimate:
+def clipped_ips(weights: Any, rewards: Any, *, clip: float, **keywords: Unpack[Keywords]) -> Estimate:
     """`mean(min(w, M) r)`: biased towards 0, of bounded terms (Ionides 2008; Bottou et al. 2013).
 
     Args:
         weights: `float[n]`, w.
         rewards: `float[n]`, r.
         clip: M, positive.
-        **keywords: as `ips`.
+        **keywords: `Keywords`.
 
     Returns:
         An `Estimate`; see the module.
@@ -153,14 +178,13 @@ def clipped_ips(weights: Any, rewards: Any, *, clip: float, **keywords: Any) -> 
     _check_positive("clip", clip)
 
     def terms(w: Array, r: Array, limits: Any, span: Any) -> Terms:
-        limits = None if limits is None else (limits[0], jnp.minimum(limits[1], clip))
         clipped = jnp.minimum(w, clip)
         return Terms(clipped * r, None, None, clipped, _product_range(limits, span))
 
-    return _estimate(terms, weights, rewards, {}, **keywords)
+    return _estimate(terms, weights, rewards, {}, largest=lambda high: jnp.minimum(high, clip), **keywords)
 
 
-def sub_gaussian_ips(weights: Any, rewards: Any, *, shrinkage: float, **keywords: Any) -> Estimate:
+def sub_gaussian_ips(weights: Any, rewards: Any, *, shrinkage: float, **keywords: Unpack[Keywords]) -> Estimate:
     """`mean(w r / (1 - lambda + lambda w))`: the harmonic correction, differentiable in w and sub-Gaussian.
 
     Reference: Metelli, Russo and Restelli, "Subgaussian and Differentiable Importance Sampling for Off-Policy Evaluation and
@@ -170,7 +194,7 @@ def sub_gaussian_ips(weights: Any, rewards: Any, *, shrinkage: float, **keywords
         weights: `float[n]`, w.
         rewards: `float[n]`, r.
         shrinkage: lambda in [0, 1]; 0 is `ips`.
-        **keywords: as `ips`.
+        **keywords: `Keywords`.
 
     Returns:
         An `Estimate`; see the module.
@@ -186,14 +210,16 @@ def sub_gaussian_ips(weights: Any, rewards: Any, *, shrinkage: float, **keywords
         divisor = 1.0 - shrinkage + shrinkage * w
         return w / jnp.where(divisor > 0, divisor, 1.0)
 
+    def largest(high: Array) -> Array:
+        return jnp.where(jnp.isinf(high), 1.0 / jnp.asarray(shrinkage, jnp.float64), shrunk(high))
+
     def terms(w: Array, r: Array, limits: Any, span: Any) -> Terms:
-        limits = None if limits is None else tuple(shrunk(jnp.asarray(x, jnp.float64)) for x in limits)
         return Terms(shrunk(w) * r, None, None, shrunk(w), _product_range(limits, span))
 
-    return _estimate(terms, weights, rewards, {}, **keywords)
+    return _estimate(terms, weights, rewards, {}, largest=largest, **keywords)
 
 
-def snips(weights: Any, rewards: Any, **keywords: Any) -> Estimate:
+def snips(weights: Any, rewards: Any, **keywords: Unpack[Keywords]) -> Estimate:
     """Self-normalised inverse propensity scores, `sum(w r) / sum(w)` (Swaminathan and Joachims 2015): consistent, less noisy.
 
     Arguments, result and errors as `ips`; NaN, with the reward range as interval, where no row has any weight.
@@ -228,14 +254,14 @@ def emp(
         return full._replace(value=(full.diagnostics["value_low"] - missing * low) / full.diagnostics["observed_mass"])
 
 
-def direct_method(weights: Any, rewards: Any, *, predicted_target: Any, **keywords: Any) -> Estimate:
+def direct_method(weights: Any, rewards: Any, *, predicted_target: Any, **keywords: Unpack[Keywords]) -> Estimate:
     """`mean(v)`: only as good as the predictions; its standard error knows nothing of their bias.
 
     Args:
         weights: `float[n]`, w; for diagnostics only.
         rewards: `float[n]`, r; not used but for checks.
         predicted_target: `float[n]`, v.
-        **keywords: as `ips`.
+        **keywords: `Keywords`.
 
     Returns:
         An `Estimate`; see the module.
@@ -247,24 +273,26 @@ def direct_method(weights: Any, rewards: Any, *, predicted_target: Any, **keywor
     def terms(w: Array, r: Array, v: Array, limits: Any, span: Any) -> Terms:
         return Terms(v, None, None, w, span)
 
-    return _estimate(terms, weights, rewards, {"predicted_target": predicted_target}, **keywords)
+    others = {"predicted_target": predicted_target}
+    return _estimate(terms, weights, rewards, others, largest=jnp.zeros_like, **keywords)
 
 
 def _corrected(
-    weights: Any, rewards: Any, predicted: Any, predicted_target: Any, change: Any, **keywords: Any
+    weights: Any, rewards: Any, predicted: Any, predicted_target: Any, change: Any, largest: Any, **keywords: Any
 ) -> Estimate:
     """`mean(v + change(w) (r - q))`, with a change that never enlarges a weight."""
 
     def terms(w: Array, r: Array, q: Array, v: Array, limits: Any, span: Any) -> Terms:
         changed = change(w)
-        bound = None if limits is None else _corrected_range(limits[1], span)
-        return Terms(v + changed * (r - q), None, None, changed, bound)
+        return Terms(v + changed * (r - q), None, None, changed, _corrected_range(limits[1], span))
 
     others = {"predicted": predicted, "predicted_target": predicted_target}
-    return _estimate(terms, weights, rewards, others, **keywords)
+    return _estimate(terms, weights, rewards, others, largest=largest, **keywords)
 
 
-def doubly_robust(weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, **keywords: Any) -> Estimate:
+def doubly_robust(
+    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, **keywords: Unpack[Keywords]
+) -> Estimate:
     """`mean(v + w (r - q))`: unbiased if either propensities or predictions are right (Dudik, Langford and Li 2011).
 
     Args:
@@ -272,7 +300,7 @@ def doubly_robust(weights: Any, rewards: Any, *, predicted: Any, predicted_targe
         rewards: `float[n]`, r.
         predicted: `float[n]`, q of the logged action; in the reward range, where a bounded interval is asked for.
         predicted_target: `float[n]`, v.
-        **keywords: as `ips`.
+        **keywords: `Keywords`.
 
     Returns:
         An `Estimate`; see the module.
@@ -280,11 +308,11 @@ def doubly_robust(weights: Any, rewards: Any, *, predicted: Any, predicted_targe
     Raises:
         ValueError: for columns, ranges or settings that cannot be meant.
     """
-    return _corrected(weights, rewards, predicted, predicted_target, lambda w: w, **keywords)
+    return _corrected(weights, rewards, predicted, predicted_target, lambda w: w, None, **keywords)
 
 
 def self_normalised_doubly_robust(
-    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, **keywords: Any
+    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, **keywords: Unpack[Keywords]
 ) -> Estimate:
     """`mean(v) + sum(w (r - q)) / sum(w)`. Arguments, result and errors as `doubly_robust`; NaN without any weight."""
 
@@ -296,7 +324,7 @@ def self_normalised_doubly_robust(
 
 
 def switch_doubly_robust(
-    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, threshold: float, **keywords: Any
+    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, threshold: float, **keywords: Unpack[Keywords]
 ) -> Estimate:
     """`mean(v + w 1{w <= tau} (r - q))`: the direct method where weights are large (Wang, Agarwal and Dudik, ICML 2017).
 
@@ -304,11 +332,12 @@ def switch_doubly_robust(
     """
     _check_positive("threshold", threshold)
     change = lambda w: jnp.where(w <= threshold, w, 0.0)  # noqa: E731
-    return _corrected(weights, rewards, predicted, predicted_target, change, **keywords)
+    largest = lambda high: jnp.minimum(high, threshold)  # noqa: E731
+    return _corrected(weights, rewards, predicted, predicted_target, change, largest, **keywords)
 
 
 def shrunk_doubly_robust(
-    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, shrinkage: float, **keywords: Any
+    weights: Any, rewards: Any, *, predicted: Any, predicted_target: Any, shrinkage: float, **keywords: Unpack[Keywords]
 ) -> Estimate:
     """`mean(v + lambda w / (w^2 + lambda) (r - q))`, optimistic shrinkage (Su et al., ICML 2020).
 
@@ -316,10 +345,12 @@ def shrunk_doubly_robust(
     """
     _check_positive("shrinkage", shrinkage)
     change = lambda w: w / (1.0 + jnp.square(w) / shrinkage)  # noqa: E731
-    return _corrected(weights, rewards, predicted, predicted_target, change, **keywords)
+    # the peak is at w^2 = lambda
+    largest = lambda high: jnp.minimum(high, 0.5 * jnp.sqrt(shrinkage))  # noqa: E731
+    return _corrected(weights, rewards, predicted, predicted_target, change, largest, **keywords)
 
 
-def pseudo_inverse(slot_weights: Any, rewards: Any, **keywords: Any) -> Estimate:
+def pseudo_inverse(slot_weights: Any, rewards: Any, **keywords: Unpack[Keywords]) -> Estimate:
     """Slates whose slots are filled independently, with rewards that are sums over slots: `mean((1 - L + sum_l w_l) r)`.
 
     Reference: Swaminathan et al., "Off-Policy Evaluation for Slate Recommendation", NeurIPS 2017, for product policies.
@@ -327,7 +358,7 @@ def pseudo_inverse(slot_weights: Any, rewards: Any, **keywords: Any) -> Estimate
     Args:
         slot_weights: `float[n, L]`, pi_l(a_l|x) / h_l(a_l|x) of each slot.
         rewards: `float[n]`, of whole slates.
-        **keywords: as `ips`, without `weight_range`: weights of slates may be negative, and bounded intervals are refused.
+        **keywords: `Keywords`, without `weight_range`: weights of slates may be negative, and bounded intervals are refused.
 
     Returns:
         An `Estimate`; diagnostics are those of the slates' weights, with an effective sample size by their squares.

@@ -1,5 +1,6 @@
 """The histogram form: exact moments, constant memory, the likelihood's answers."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -33,6 +34,17 @@ def test_one_at_a_time_is_the_chunk():
     for w, r, c in zip(weights, rewards, (1, 2, 3, 4), strict=True):
         alone = bandit.update_histogram(alone, w, r, counts=[c])
     np.testing.assert_allclose(alone.counts, together.counts, rtol=1e-12)
+
+
+def test_under_jit_with_the_histogram_given_or_closed_over():
+    weights, rewards = np.array([0.3, 5.0]), np.array([0.5, 0.25])
+    empty = bandit.make_histogram((0.0, 5.0))
+    plain = bandit.update_histogram(empty, weights, rewards)
+    with jax.enable_x64(True):
+        given = jax.jit(bandit.update_histogram)(empty, weights, rewards)
+        closed = jax.jit(lambda w, r: bandit.update_histogram(empty, w, r))(weights, rewards)
+    for state in (given, closed):
+        np.testing.assert_allclose(state.counts, plain.counts, rtol=1e-12)
 
 
 def test_the_interval_is_close_to_that_of_the_whole_log():

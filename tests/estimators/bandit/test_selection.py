@@ -24,6 +24,16 @@ def test_the_rule_by_hand():
     assert bandit.slope([estimate(3.0, 1.0)]) == 0
 
 
+def test_one_sided_intervals_count_by_their_side():
+    # upper ends are those of the reward range, and say nothing
+    family = [estimate(1.0, 0.2), estimate(0.8, 0.1), estimate(0.5, 0.05)]
+    lower = [e._replace(upper=np.float64(50.0)) for e in family]
+    assert bandit.slope(lower, sides="lower") == bandit.slope(family) == 1
+    assert bandit.slope([e._replace(lower=np.float64(-np.inf)) for e in family], sides="upper") == 1
+    # taken for two-sided, deviations of almost 50 forbid nothing and turn the order round
+    assert bandit.slope(lower) == 0
+
+
 def test_its_error_is_within_the_promised_factor_of_the_best():
     """Clipped weights on a heavy-tailed log: bias and deviation trade off, and no fixed clip is best throughout."""
     random = np.random.default_rng(0)
@@ -52,6 +62,8 @@ def test_its_error_is_within_the_promised_factor_of_the_best():
         (dict(estimates=[estimate(1.0)]), "has no interval"),
         (dict(estimates=[estimate(1.0)], deviations=[-1.0]), "not negative"),
         (dict(estimates=[estimate(1.0)], deviations=[1.0, 2.0]), "deviations must be 1"),
+        (dict(estimates=[estimate(1.0, np.inf)]), "say which side"),
+        (dict(estimates=[estimate(1.0, 0.5)], sides="left"), "sides must be one of"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

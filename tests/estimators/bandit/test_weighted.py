@@ -226,3 +226,41 @@ def test_the_variance_objective_has_the_least_variance():
 def test_bad_settings_are_refused(name, options, message, log):
     with pytest.raises(ValueError, match=message):
         getattr(bandit, name)(log["weights"], log["rewards"], **options)
+
+
+# the most that the weight of a row can be once the estimator has changed it
+BOUNDS = {
+    "clipped_ips": 1.5,
+    "sub_gaussian_ips": 1.0 / 0.3,
+    "direct_method": 0.0,
+    "switch_doubly_robust": 1.0,
+    "shrunk_doubly_robust": 0.5 * math.sqrt(2.0),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_is_clipped_has_bounded_intervals_whatever_weights_are(name, log):
+    """Hoeffding's half-width is the range times `sqrt(log(2 / delta) / 2 n)`."""
+    bound = BOUNDS[name]
+    length = {
+        "direct_method": 1.0,
+        "switch_doubly_robust": 1.0 + 2.0 * bound,
+        "shrunk_doubly_robust": 1.0 + 2.0 * bound,
+    }
+    half = length.get(name, bound) * math.sqrt(math.log(2 / 0.05) / (2 * COUNT))
+    for weight_range in (None, (0.0, math.inf), (0.0, 1e9)):
+        estimate = call(name, log, level=0.95, interval="hoeffding", weight_range=weight_range)
+        assert float(estimate.upper) == pytest.approx(min(float(estimate.value) + half, 1.0 + bound * 10), rel=1e-7)
+    # where weights are known to be smaller, so is the range
+    small = call(name, log, level=0.95, interval="hoeffding", weight_range=(0.0, 3.0))
+    if name == "sub_gaussian_ips":
+        half *= 0.3 * 3.0 / (0.7 + 0.3 * 3.0)
+    assert float(small.upper) == pytest.approx(float(small.value) + half, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ips", "doubly_robust"])
+def test_what_is_not_clipped_needs_a_range(name, log):
+    with pytest.raises(ValueError, match="weight_range was not given"):
+        call(name, log, level=0.95, interval="hoeffding")
+    with pytest.raises(ValueError, match="weight_range is infinite"):
+        call(name, log, level=0.95, interval="hoeffding", weight_range=(0.0, math.inf))
