@@ -16,7 +16,7 @@ the ratios up to step t.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,24 +25,11 @@ import numpy as np
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.estimators.trajectory import tabular_steps as tables
 from jaxrl_off.estimators.trajectory.tabular_steps import TabularSteps
+from jaxrl_off.estimators.trajectory.transitions import ActionValues, returns_ahead
 from jaxrl_off.types import Array, Estimate, Trajectories
 
 UNSEEN = ("average", "zero")
 _LONGEST = 1e12  # discounted steps beyond which I - gamma P is singular
-
-
-class TabularValues(NamedTuple):
-    """A table of action values along trajectories.
-
-    Attributes:
-        q: `float64[n, T]`, Q(s_t, a_t); 0 in the padding.
-        v: `float64[n, T]`, `sum_a pi_e(a|s_t) Q(s_t, a)`; 0 in the padding.
-        final: `float64[n]`, V of `final_observation`, 0 where the last step terminated; None where it is not known.
-    """
-
-    q: Array
-    v: Array
-    final: Array | None
 
 
 def model_based(
@@ -195,7 +182,7 @@ def mrdr(
         return _least_variance(tables.with_ratios(columns, trajectories, behaviour))
 
 
-def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> TabularValues:
+def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> ActionValues:
     """A table of action values along trajectories, as `corrected.doubly_robust` and its kin take it.
 
     Args:
@@ -204,7 +191,7 @@ def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> T
         target_policy: `float[S, A]`, pi_e(a|s).
 
     Returns:
-        `TabularValues`.
+        `ActionValues`.
 
     Raises:
         ValueError: for data, a policy or a table that cannot be meant.
@@ -220,7 +207,7 @@ def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> T
         q, v = table.reshape(-1)[columns.pairs], values[columns.states]
         following = jnp.where(columns.continues > 0, values[columns.successors], 0.0)
         final = None if unknown else common.held(following, mask)[:, -1]
-        return TabularValues(jnp.where(mask, q, 0.0), jnp.where(mask, v, 0.0), final)
+        return ActionValues(jnp.where(mask, q, 0.0), jnp.where(mask, v, 0.0), final)
 
 
 def _used_policy(columns: TabularSteps, counts: Array, average: bool) -> Array:
@@ -277,23 +264,14 @@ def _q_table(columns: TabularSteps, average: bool) -> Array:
     return jnp.where(visits > 0, common.ratio(total, visits), values[:, None] if average else 0.0)
 
 
-def _products(columns: TabularSteps) -> tuple[Array, Array, Array]:
-    """`gamma^t w_{t-1}`, `gamma^t w_t` and `sum_{k >= t} gamma^k w_k r_k`, times one number; 0 in the padding."""
-    steps = columns.steps
-    log_weight = jnp.pad(common.log_weights(steps), [(0, 0), (1, 0)])
-    weights = common.scaled_weights(log_weight, steps.counts, axis=None)
-    before, now = (steps.discounts * columns.used * x for x in (weights[:, :-1], weights[:, 1:]))
-    return before, now, jnp.cumsum((now * steps.rewards)[:, ::-1], axis=1)[:, ::-1]
-
-
 @jax.jit
 def _regressed(columns: TabularSteps) -> Array:
-    _, now, ahead = _products(columns)
+    _, now, ahead = returns_ahead(columns.steps, columns.used)
     return common.ratio(_table(columns, ahead), _table(columns, now))
 
 
 @jax.jit
 def _least_variance(columns: TabularSteps) -> Array:
-    before, now, ahead = _products(columns)
+    before, now, ahead = returns_ahead(columns.steps, columns.used)
     weight = jnp.sum(_table(columns, before * now), axis=1, keepdims=True)
     return common.ratio(_table(columns, before * ahead), weight * columns.policy)

@@ -42,6 +42,20 @@ class TargetActions(NamedTuple):
     weights: Array
 
 
+class ActionValues(NamedTuple):
+    """Action values of a policy along trajectories, as `corrected.doubly_robust` and its kin take them.
+
+    Attributes:
+        q: `float64[n, T]`, Q(s_t, a_t); 0 in the padding.
+        v: `float64[n, T]`, V(s_t) of the target; 0 in the padding.
+        final: `float64[n]`, V of `final_observation`, 0 where the last step terminated; None where it is not known.
+    """
+
+    q: Array
+    v: Array
+    final: Array | None
+
+
 class Transitions(NamedTuple):
     """Checked columns, neutral where there is padding.
 
@@ -224,6 +238,29 @@ def transitions_of(
         jnp.asarray(continues, jnp.float64),
         jnp.asarray(discount, jnp.float64),
     )
+
+
+def action_values(q: Array, v: Array, trajectories: Trajectories) -> ActionValues:
+    """Values in the form that estimators take.
+
+    Args:
+        q: `float[..., n, T]`; what stands in the padding is ignored.
+        v: `float[..., n, T + 1]`, V of all states; 0 where nothing of value follows.
+        trajectories: that they belong to.
+    """
+    mask = jnp.asarray(trajectories.mask, bool)
+    final = None
+    if trajectories.final_observation is not None:
+        final = jnp.sum(jnp.where(jnp.arange(v.shape[-1]) == jnp.sum(mask, axis=1)[:, None], v, 0.0), axis=-1)
+    return ActionValues(jnp.where(mask, q, 0.0), jnp.where(mask, v[..., :-1], 0.0), final)
+
+
+def returns_ahead(steps: Steps, used: Array) -> tuple[Array, Array, Array]:
+    """`gamma^t w_{t-1}`, `gamma^t w_t` and `sum_{k >= t} gamma^k w_k r_k`, times one number; 0 where steps are not used."""
+    log_weight = jnp.pad(common.log_weights(steps), [(0, 0), (1, 0)])
+    weights = common.scaled_weights(log_weight, steps.counts, axis=None)
+    before, now = (steps.discounts * used * x for x in (weights[:, :-1], weights[:, 1:]))
+    return before, now, jnp.cumsum((now * steps.rewards)[:, ::-1], axis=1)[:, ::-1]
 
 
 def standardisation_of(transitions: Transitions) -> Standardisation:
