@@ -178,7 +178,7 @@ def density_ratio(
     """
     if method not in _SOLVERS:
         raise ValueError(f"method must be one of {', '.join(_SOLVERS)}, got {method!r}.")
-    _check_discount(discount)
+    check_discount(discount)
     with common.float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         return _ratio(tables.tabular_steps_of(trajectories, target_policy, **options), method=method)
@@ -337,7 +337,12 @@ def _ratio(columns: TabularSteps, *, method: str) -> Array:
     return jnp.sum(visits) * common.ratio(x.reshape(visits.shape), visits)
 
 
-def _check_discount(discount: Any) -> None:
+def check_discount(discount: Any) -> None:
+    """Refuse a discount outside [0, 1).
+
+    Raises:
+        ValueError: for one that is.
+    """
     if common.is_concrete(discount) and not 0.0 <= discount < 1.0:
         raise ValueError(
             f"discount must be in [0, 1), got {discount}: at 1 the target has no normalised occupancy. Use "
@@ -356,7 +361,7 @@ def _estimate(
     **settings: Any,
 ) -> Estimate:
     checked = common.settings_of(**settings)
-    _check_discount(discount)
+    check_discount(discount)
     with common.float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = tables.tabular_steps_of(trajectories, target_policy, **options)
