@@ -46,10 +46,12 @@ def write_report(results: Path) -> Path:
         "el_intervals": intervals_section,
         "el_estimation": contest_section,
         "el_learning": contest_section,
+        "el_softmax": contest_section,
         "star_ope": star_section,
         "throughput": throughput_section,
         "throughput_kl": throughput_section,
         "el_speed": throughput_section,
+        "ope_speed": throughput_section,
     }
     body = ["<h1>jaxrl_off: results</h1>"]
     for kind, section in sections.items():
@@ -246,6 +248,7 @@ def throughput_section(content: dict[str, Any], plots: Path) -> str:
         "throughput": "PPO",
         "throughput_kl": "the KL-regularised actor-critic and its Gaussian process",
         "el_speed": "empirical likelihood",
+        "ope_speed": "off-policy evaluation from trajectories",
     }
     title = f"<h2>Throughput of {subjects[content['benchmark']]}</h2>"
     return title + where(content) + table(content["header"], content["rows"])
