@@ -13,6 +13,7 @@ sides, `1 - level` with one. All results are `Interval(lower, upper)`, within th
 | `normal_interval`, `student_t_interval` | as N grows; Student t: exactly for normal values | a finite variance |
 | `percentile_interval`, `bca_interval` | as N grows, with errors O(N^-1/2) and O(N^-1) a side | a smooth statistic |
 | `hoeffding_interval`, `empirical_bernstein_interval` | at every N | a known range |
+| `anderson_interval` | at every N | the end of the range on the side of the bound |
 | `clopper_pearson_interval` | at every N, if all values are at an end of the range; else customary | a known range |
 
 All are pure, jittable and vmappable, and want float64 (`with jax.enable_x64(True)`).
@@ -27,10 +28,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_off.ops.chunked import chunked_map
 from jaxrl_off.ops.quantiles import beta_quantile, student_t_quantile
 from jaxrl_off.types import Array
-
-_CHUNK = 2**18  # numbers that the resamples drawn at one time may hold
 
 
 class Interval(NamedTuple):
@@ -147,6 +147,37 @@ def empirical_bernstein_interval(
     return _around(mean, _safe_sqrt(2.0 * price * variance / total) + linear, total >= 2.0, sides, minimum, maximum)
 
 
+def anderson_interval(
+    values: Array,
+    counts: Array | None = None,
+    *,
+    minimum: Array | float,
+    maximum: Array | float,
+    level: Array | float = 0.95,
+    sides: str = "two",
+) -> Interval:
+    """The means with the share `epsilon = sqrt(log(1 / delta) / (2 N))` of greatest values at `minimum`, of least at `maximum`.
+
+    Covers at every N: the distribution function is nowhere more than epsilon above the empirical one but with probability
+    delta. A lower bound needs no finite `maximum`, an upper one no `minimum`: of use for heavy tails on one side.
+
+    Args, Returns and Raises: as `hoeffding_interval`, and either end of the range may be infinite.
+
+    Reference: Anderson, "Confidence Limits for the Expected Value of an Arbitrary Bounded Random Variable with a Continuous
+    Distribution Function", 1969; Massart, "The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality", 1990.
+    """
+    delta, _ = jnp.minimum(error_probability(level, sides), 0.5), width_of(minimum, maximum)
+    counts = jnp.ones_like(values) if counts is None else counts
+    chex.assert_equal_shape([values, counts])
+    values = jnp.where(counts > 0, values, 0.0)
+    order, total = jnp.argsort(values), jnp.sum(counts)
+    share = jnp.cumsum(counts[order]) / jnp.where(total > 0, total, 1.0)
+    moved = jnp.minimum(jnp.sqrt(-jnp.log(delta) / (2.0 * jnp.where(total > 0, total, 1.0))), 1.0)
+    low = values[order] @ jnp.diff(jnp.minimum(share, 1.0 - moved), prepend=0.0)
+    high = values[order] @ jnp.diff(jnp.maximum(share - moved, 0.0), prepend=0.0)
+    return within(Interval(low + moved * minimum, high + moved * maximum), total > 0, sides, minimum, maximum)
+
+
 def clopper_pearson_interval(
     values: Array,
     counts: Array | None = None,
@@ -194,7 +225,8 @@ def bootstrap_replicates(
     """The statistic of samples of N rows, drawn with replacement from the rows of `counts`.
 
     A resample is a vector of counts, multinomial with probabilities counts / N. They are drawn in chunks, so that
-    memory is bounded whatever `resamples`; one costs O(size). Padding at the end does not change the draws.
+    memory is bounded whatever `resamples` and whatever arrays the statistic makes; one costs O(size) besides. Padding at
+    the end does not change the draws.
 
     Args:
         key: random key.
@@ -227,7 +259,7 @@ def bootstrap_replicates(
         observations = jnp.floor(share * total).astype(jnp.int64)
         return statistic(jnp.zeros_like(counts).at[rows[observations]].add(drawn))
 
-    replicates = _map(replicate, jax.random.split(key, resamples), max(size, counts.shape[0]))
+    replicates = chunked_map(replicate, jax.random.split(key, resamples))
     return jnp.where((total >= 1) & (total <= size), replicates, jnp.nan)
 
 
@@ -290,7 +322,7 @@ def bca_interval(
     def without(row: Array) -> Array:
         return statistic(counts.at[row].add(-1.0))
 
-    left = _map(without, jnp.arange(counts.shape[0]), counts.shape[0])
+    left = chunked_map(without, jnp.arange(counts.shape[0]))
     # of a row of padding nothing can be left out; without some rows there may be no statistic
     left = jnp.where((counts > 0) & jnp.isfinite(left), left, observed)
     influence = jnp.where(counts > 0, jnp.sum(counts * left) / jnp.sum(counts) - left, 0.0)
@@ -366,8 +398,3 @@ def within(
     lower = jnp.where(known & (sides != "upper"), jnp.clip(interval.lower, minimum, maximum), minimum)
     upper = jnp.where(known & (sides != "lower"), jnp.clip(interval.upper, minimum, maximum), maximum)
     return Interval(lower, upper)
-
-
-def _map(function: Callable[[Array], Array], items: Array, cost: int) -> Array:
-    """`vmap` in chunks that hold `_CHUNK` numbers when one item holds `cost`."""
-    return jax.lax.map(function, items, batch_size=max(1, min(items.shape[0], _CHUNK // cost)))
