@@ -7,7 +7,8 @@ depends on the shares `c / sum c` alone, and everything else follows from it:
 * standard error: the infinitesimal jackknife, `sqrt(sum_i u_i^2 / (N (N - 1)))` with the influence `u_i = N dV / dc_i` less its
   mean (Efron and Tibshirani 1993, 21.2): the delta method, whatever the statistic solves within;
 * intervals: normal and Student t of those, or bootstrap and BCa, which compute the statistic anew for every resample of whole
-  trajectories, and so have right what resampling of steps or of terms has wrong.
+  trajectories, and so have right what resampling of steps or of terms has wrong; or for means of terms of known range those of
+  `bounds`, which cover at every number of trajectories.
 
 Weights are sums of log ratios until the last moment. All is float64 (`jax.enable_x64`), also where the caller's default is not;
 under `jax.vmap`, `jax.grad` or `jax.jit` of one's own the caller has to turn it on around the outermost transformation, as JAX
@@ -28,11 +29,15 @@ from jaxrl_off.estimators.bandit.common import check_level, is_concrete, padded_
 from jaxrl_off.estimators.bandit.common import effective_size as effective_size
 from jaxrl_off.estimators.bandit.common import standard_error as standard_error
 from jaxrl_off.estimators.bandit.common import weighted_mean as weighted_mean
+from jaxrl_off.estimators.trajectory import bounds
 from jaxrl_off.ops import intervals
 from jaxrl_off.types import Array, Estimate, Trajectories
 
-INTERVALS = ("student_t", "normal", "bootstrap", "bca")
+ASYMPTOTIC = ("student_t", "normal", "bootstrap", "bca")
+INTERVALS = (*ASYMPTOTIC, *bounds.BOUNDED)
 LARGEST_LOG_WEIGHT = 300.0  # leaves room for squares in float64
+
+Statistic = Callable[[Array], Array]
 
 
 class Settings(NamedTuple):
@@ -55,8 +60,12 @@ class Settings(NamedTuple):
     floor: float = 10.0
 
 
-def settings_of(**given: Any) -> Settings:
+def settings_of(*, bounded: bool = False, **given: Any) -> Settings:
     """Checked settings.
+
+    Args:
+        bounded: whether the estimator is a mean of terms, whose range may be known.
+        **given: fields of `Settings`.
 
     Raises:
         ValueError: for values that cannot be meant.
@@ -68,6 +77,11 @@ def settings_of(**given: Any) -> Settings:
     check_level(settings.level, settings.sides)
     if settings.interval not in INTERVALS:
         raise ValueError(f"interval must be one of {', '.join(INTERVALS)}, got {settings.interval!r}.")
+    if settings.interval in bounds.BOUNDED and not bounded:
+        raise ValueError(
+            f"interval={settings.interval!r} is for means of terms of known range, trajectory_is, pdis and doubly_robust; "
+            f"use {', '.join(ASYMPTOTIC)}."
+        )
     if settings.resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {settings.resamples}.")
     return settings
@@ -271,13 +285,14 @@ def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
 
 
 def estimate_statistic(
-    statistic: Callable[[Array], Array],
+    statistic: Statistic,
     steps: Steps,
     log_weight: Array,
     settings: Settings,
     *,
     diagnostics: dict[str, Array] | None = None,
     size: int | None = None,
+    limits: bounds.Limits | None = None,
 ) -> Estimate:
     """An `Estimate` of a statistic of whole trajectories; see the module.
 
@@ -288,6 +303,7 @@ def estimate_statistic(
         settings: of `settings_of`.
         diagnostics: further ones.
         size: most trajectories that a resample has to hold; None for n, right where counts are 0 or 1.
+        limits: ranges for intervals of `bounds`; the statistic is a mean of terms then.
 
     Returns:
         An `Estimate`. Its effective sample size is in trajectories. Diagnostics: those of `weight_diagnostics`, `below_floor`,
@@ -301,7 +317,7 @@ def estimate_statistic(
     error = jnp.where(finite, standard_error(counts, influence), jnp.inf)
     lower = upper = None
     if settings.level is not None:
-        lower, upper = _interval(statistic, value, influence, counts, settings, size)
+        lower, upper = _interval(statistic, value, influence, counts, settings, size, limits)
         lower, upper = jnp.where(finite, lower, -jnp.inf), jnp.where(finite, upper, jnp.inf)
     effective = effective_size(counts, scaled_weights(log_weight, counts))
     found = weight_diagnostics(steps, log_weight) | {
@@ -313,21 +329,24 @@ def estimate_statistic(
 
 
 def _interval(
-    statistic: Callable[[Array], Array],
+    statistic: Statistic,
     value: Array,
     influence: Array,
     counts: Array,
     settings: Settings,
     size: int | None,
+    limits: bounds.Limits | None,
 ) -> intervals.Interval:
     shared = dict(level=settings.level, sides=settings.sides)
     if settings.interval in ("bootstrap", "bca"):
         method = intervals.percentile_interval if settings.interval == "bootstrap" else intervals.bca_interval
         key = jax.random.key(settings.seed)
         return method(key, statistic, counts, resamples=settings.resamples, size=size, **shared)
+    terms = value + influence - weighted_mean(counts, influence)
+    if settings.interval in bounds.BOUNDED:
+        return bounds.interval_of(settings.interval, terms, counts, limits, **shared)
     method = intervals.normal_interval if settings.interval == "normal" else intervals.student_t_interval
-    centred = influence - weighted_mean(counts, influence)
-    return method(value + centred, counts, **shared)
+    return method(terms, counts, **shared)
 
 
 def resample_size(counts: Any) -> int | None:

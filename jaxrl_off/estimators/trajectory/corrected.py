@@ -18,14 +18,15 @@ is not in the standard errors: use `cross_fitted` to fit it to the others.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory import bounds, common, means
+from jaxrl_off.estimators.trajectory.bounds import Known, Limits
 from jaxrl_off.estimators.trajectory.common import Settings, Steps
 from jaxrl_off.ops.intervals import percentile_interval
 from jaxrl_off.ops.simplex import minimise_quadratic
@@ -48,10 +49,19 @@ def direct_method(trajectories: Trajectories, v: Any, **keywords: Any) -> Estima
     Raises:
         ValueError: for data or settings that cannot be meant.
     """
-    return _estimate(_direct, trajectories, None, np.zeros(jnp.shape(v)), v, **keywords)
+    return _estimate(means.FIRST_VALUE, trajectories, None, np.zeros(jnp.shape(v)), v, **keywords)
 
 
-def doubly_robust(trajectories: Trajectories, target_log_prob: Any, q: Any, v: Any, **keywords: Any) -> Estimate:
+def doubly_robust(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    q: Any,
+    v: Any,
+    *,
+    value_range: Sequence[float] | None = None,
+    weight_max: Any = None,
+    **keywords: Any,
+) -> Estimate:
     """`mean_i sum_t gamma^t [w_t (r_t - q_t) + w_{t-1} v_t]`: unbiased for every Q that was not fitted to the same data.
 
     Args:
@@ -59,6 +69,9 @@ def doubly_robust(trajectories: Trajectories, target_log_prob: Any, q: Any, v: A
         target_log_prob: as there.
         q: `float[n, T]`, q_t; what stands in the padding is ignored.
         v: `float[n, T]`, v_t.
+        value_range: (low, high) of what can still come from any step on, in which also q_t, v_t and `r_t + gamma v_{t+1}` lie;
+            for intervals of `bounds`. Terms are then within (high - low) `sum_t gamma^t W_t` of it, W_t the largest w_t.
+        weight_max: the largest that a w_t can be, `[]` or `[T]`; for the same.
         **keywords: as there.
 
     Returns:
@@ -67,7 +80,8 @@ def doubly_robust(trajectories: Trajectories, target_log_prob: Any, q: Any, v: A
     Raises:
         ValueError: for data or settings that cannot be meant.
     """
-    return _estimate(_doubly_robust, trajectories, target_log_prob, q, v, **keywords)
+    known = Known("value_range", value_range, weight_max, None)
+    return _estimate(means.CORRECTED, trajectories, target_log_prob, q, v, known=known, **keywords)
 
 
 def weighted_doubly_robust(
@@ -77,7 +91,7 @@ def weighted_doubly_robust(
 
     Args, Returns and Raises: as `doubly_robust`.
     """
-    return _estimate(_weighted_doubly_robust, trajectories, target_log_prob, q, v, **keywords)
+    return _estimate(means.WEIGHTED_CORRECTED, trajectories, target_log_prob, q, v, **keywords)
 
 
 def magic(
@@ -113,7 +127,9 @@ def magic(
         raise ValueError(f"lengths must be at least 2, the direct method and the corrected one, got {lengths}.")
     horizon = jnp.shape(trajectories.rewards)[-1]
     mixed = np.unique(np.round(np.linspace(0, horizon, min(lengths, horizon + 1))).astype(int))
-    return _estimate(_magic, trajectories, target_log_prob, q, v, mixed=tuple(map(int, mixed)), **keywords)
+    return _estimate(
+        means.WEIGHTED_CORRECTED, trajectories, target_log_prob, q, v, mixed=tuple(map(int, mixed)), **keywords
+    )
 
 
 def double_reinforcement_learning(
@@ -156,7 +172,7 @@ def double_reinforcement_learning(
             raise ValueError("marginal_ratio must not be negative: it is a ratio of probabilities.")
         log_weight = common.held(jnp.log(ratios), steps.mask)
         size = common.resample_size(counts)
-        return _run(steps, log_weight, q, v, maker=_doubly_robust, mixed=(), settings=checked, size=size)
+        return _run(steps, log_weight, q, v, form=means.CORRECTED, mixed=(), settings=checked, size=size)
 
 
 def cross_fitted(fit: Callable[[Any], Any], counts: Any, *, folds: int = 2, seed: int = 0) -> Any:
@@ -183,47 +199,12 @@ def cross_fitted(fit: Callable[[Any], Any], counts: Any, *, folds: int = 2, seed
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[member, np.arange(len(counts))], *made)
 
 
-def _direct(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
-    del log_weight, q
-    return lambda counts: common.weighted_mean(counts, v[:, 0])
-
-
-def _before(values: Array, first: Array | float) -> Array:
-    """Values of the step before, `[n, T]`."""
-    return jnp.concatenate([jnp.full_like(values[:, :1], first), values[:, :-1]], axis=1)
-
-
-def _doubly_robust(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
-    weights = common.weights_of(log_weight)
-    terms = jnp.sum(steps.discounts * (weights * (steps.rewards - q) + _before(weights, 1.0) * v), axis=1)
-    return lambda counts: common.weighted_mean(counts, terms)
-
-
-def _weighted_parts(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """`counts -> (gamma^t sum_i [u_t (r_t - q_t) + u_{t-1} v_t], gamma^t sum_i u_{t-1} v_t)`, `[T]` each."""
-    weights = common.scaled_weights(log_weight, steps.counts)
-    errors, values = weights * (steps.rewards - q), _before(weights, 1.0) * v
-
-    def parts(counts: Array) -> tuple[Array, Array]:
-        total = counts @ weights
-        before = jnp.concatenate([jnp.sum(counts)[None], total[:-1]])
-        following = steps.discounts * common.ratio(counts @ values, before)
-        return steps.discounts * common.ratio(counts @ errors, total) + following, following
-
-    return parts
-
-
-def _weighted_doubly_robust(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
-    parts = _weighted_parts(steps, log_weight, q, v)
-    return lambda counts: jnp.sum(parts(counts)[0])
-
-
 def _partial_returns(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:
     """`counts -> g [T + 1]`, of which entry j + 1 is g_j."""
-    parts = _weighted_parts(steps, log_weight, q, v)
+    mean = means.means_of(means.WEIGHTED_CORRECTED, steps, log_weight, q, v)
 
     def returns(counts: Array) -> Array:
-        corrected, following = parts(counts)
+        corrected, following = means.corrected_parts(mean(counts), steps.discounts)
         zero = jnp.zeros(1)
         return jnp.concatenate([zero, jnp.cumsum(corrected)]) + jnp.concatenate([following, zero])
 
@@ -241,7 +222,7 @@ def _mixture(
     influence = total * jax.jacrev(lambda c: returns(c)[places])(counts)
     centred = (influence - (influence @ counts / total)[:, None]) * jnp.sqrt(counts)
     covariance = centred @ centred.T / (total * jnp.maximum(total - 1.0, 1.0))
-    last = _weighted_doubly_robust(steps, log_weight, q, v)
+    last = means.statistic_of(means.WEIGHTED_CORRECTED, steps, log_weight, q, v)
     interval = percentile_interval(
         jax.random.key(settings.seed), last, counts, resamples=settings.resamples, size=size, level=_COVERAGE
     )
@@ -269,8 +250,22 @@ def _column(name: str, given: Any, steps: Steps) -> Array:
     return jnp.where(steps.mask, column, 0.0)
 
 
+def _limits(steps: Steps, q: Array, v: Array, known: Known, window: int | None, clip: Any) -> Limits:
+    """Ranges of doubly robust terms, `v_0 + sum_t gamma^t w_t (r_t + gamma v_{t+1} - q_t)`, and of the value."""
+    low, high = known.range
+    gamma = steps.discounts[1] / steps.discounts[0] if len(steps.discounts) > 1 else 1.0
+    for column in (q, v, steps.rewards + gamma * jnp.pad(v[:, 1:], [(0, 0), (0, 1)])):
+        bounds.check_within(known, column, steps.mask)
+    largest = bounds.largest_weights(
+        common.log_weights(steps, window=window), steps.mask, known.weight_max, window, clip
+    )
+    errors = bounds.discounted(steps.discounts, bounds.product((low - high, high - low), largest))
+    terms = (low + errors[0], high + errors[1])
+    return Limits(terms, (low, high) if window is None and clip is None else terms)
+
+
 def _estimate(
-    maker: Callable[..., Callable[[Array], Array]],
+    form: means.Form,
     trajectories: Trajectories,
     target_log_prob: Any,
     q: Any,
@@ -281,35 +276,44 @@ def _estimate(
     window: int | None = None,
     clip: float | None = None,
     mixed: tuple[int, ...] = (),
+    known: Known | None = None,
     **settings: Any,
 ) -> Estimate:
-    checked = common.settings_of(**settings)
+    checked = common.settings_of(bounded=known is not None, **settings)
     common.check_weights(window, clip)
+    limits = None
     with common.float64(trajectories, target_log_prob, counts):
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
         q, v = _column("q", q, steps), _column("v", v, steps)
+        if known is not None:
+            # errors of Q, which weights multiply, may have either sign
+            errors = known.range and (known.range[0] - known.range[1], known.range[1] - known.range[0])
+            bounds.check_known(known._replace(range=errors), clip, checked, counts)
+            limits = None if known.range is None else _limits(steps, q, v, known, window, clip)
         log_weight = common.log_weights(steps, window=window, clip=clip)
         size = common.resample_size(counts)
-        return _run(steps, log_weight, q, v, maker=maker, mixed=mixed, settings=checked, size=size)
+        return _run(steps, log_weight, q, v, limits, form=form, mixed=mixed, settings=checked, size=size)
 
 
-@functools.partial(jax.jit, static_argnames=("maker", "mixed", "settings", "size"))
+@functools.partial(jax.jit, static_argnames=("form", "mixed", "settings", "size"))
 def _run(
     steps: Steps,
     log_weight: Array,
     q: Array,
     v: Array,
+    limits: Limits | None = None,
     *,
-    maker: Callable[..., Callable[[Array], Array]],
+    form: means.Form,
     mixed: tuple[int, ...],
     settings: Settings,
     size: int | None,
 ) -> Estimate:
-    diagnostics = {}
+    found = {}
     if mixed:
         x = _mixture(steps, log_weight, q, v, mixed, settings, size)
-        diagnostics = {"direct_share": x[0], "corrected_share": x[-1]}
-        statistic = maker(steps, log_weight, q, v, mixed, x)
+        found = {"direct_share": x[0], "corrected_share": x[-1]}
+        statistic = _magic(steps, log_weight, q, v, mixed, x)
     else:
-        statistic = maker(steps, log_weight, q, v)
-    return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, diagnostics=diagnostics, size=size)
+        statistic = means.statistic_of(form, steps, log_weight, q, v)
+    shared = dict(diagnostics=found, size=size, limits=limits)
+    return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, **shared)

@@ -19,18 +19,17 @@ what is estimated is no longer the target's value, but has less variance.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_off.estimators.bandit import empirical_likelihood as bandit_empirical_likelihood
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory import bounds, common, means
+from jaxrl_off.estimators.trajectory.bounds import Known, Limits
 from jaxrl_off.estimators.trajectory.common import Steps
-from jaxrl_off.types import Array, Estimate, Trajectories
-
-Maker = Callable[[Steps, Array], Callable[[Array], Array]]
+from jaxrl_off.types import Estimate, Trajectories
 
 
 def naive(trajectories: Trajectories, target_log_prob: Any = None, **keywords: Any) -> Estimate:
@@ -42,27 +41,61 @@ def naive(trajectories: Trajectories, target_log_prob: Any = None, **keywords: A
         **keywords: as in `pdis`, but for `window` and `clip`.
     """
     del target_log_prob
-    return _estimate(_mean_return, trajectories, None, **keywords)
+    return _estimate(means.MEAN_RETURN, trajectories, None, **keywords)
 
 
-def trajectory_is(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Estimate:
+def trajectory_is(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    return_range: Sequence[float] | None = None,
+    weight_max: Any = None,
+    truncation: float | None = None,
+    **keywords: Any,
+) -> Estimate:
     """Ordinary importance sampling of whole returns, `mean_i w_T G`; unbiased, of a variance that grows fast with the horizon.
 
-    Args, Returns and Raises: as `pdis`.
+    Args:
+        trajectories: as in `pdis`.
+        target_log_prob: as there.
+        return_range: (low, high) that discounted returns can have; high may be infinite. For intervals of `bounds`.
+        weight_max: the largest w_T that is possible, or those of all w_t, `[T]`; for the same.
+        truncation: c, for the mean of `min(w_T G, c)`, which is below the value; see `bounds`.
+        **keywords: as in `pdis`.
+
+    Returns:
+        An `Estimate`.
+
+    Raises:
+        ValueError: as `pdis`.
     """
-    return _estimate(_mean_return, trajectories, target_log_prob, **keywords)
+    known = Known("return_range", return_range, weight_max, truncation)
+    return _estimate(means.MEAN_RETURN, trajectories, target_log_prob, known, **keywords)
 
 
-def pdis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Estimate:
+def pdis(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    reward_range: Sequence[float] | None = None,
+    weight_max: Any = None,
+    truncation: float | None = None,
+    **keywords: Any,
+) -> Estimate:
     """Per-decision importance sampling, `mean_i sum_t gamma^t w_t r_t`; unbiased.
 
     Args:
         trajectories: n of them, with behaviour log-probabilities.
         target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is not looked at.
+        reward_range: (low, high) that a reward can have; high may be infinite. For intervals of `bounds`, which also take T for
+            the longest that a trajectory can get: pad to it.
+        weight_max: the largest that a w_t can be, `[]` or `[T]`; for the same.
+        truncation: c, for the mean of `min(sum_t gamma^t w_t r_t, c)`, which is below the value; see `bounds`.
         **keywords: `discount` (1.0), gamma in [0, 1]; `counts`, `float[n]`, how often each trajectory counts, 0 for padding;
             `window`, product of that many most recent ratios alone, 0 for none, None for all; `clip`, largest ratio of a step;
-            `level` (None), `sides` ("two", "lower", "upper"), `interval` ("student_t", "normal", "bootstrap", "bca"),
-            `resamples` (1000), `seed` (0); `floor` (10), effective trajectories below which `below_floor` is set.
+            `level` (None), `sides` ("two", "lower", "upper"), `interval` ("student_t", "normal", "bootstrap", "bca", and
+            for means of terms of known range those of `bounds`), `resamples` (1000), `seed` (0); `floor` (10), effective
+            trajectories below which `below_floor` is set. With window or clip, intervals are for the mean that they leave.
 
     Returns:
         An `Estimate` in float64; diagnostics as in `common.estimate_statistic`.
@@ -78,7 +111,8 @@ def pdis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> E
         >>> float(pdis(data, np.log([[0.8, 0.25]]), discount=0.5).value)
         2.0
     """
-    return _estimate(_mean_weighted_reward, trajectories, target_log_prob, **keywords)
+    known = Known("reward_range", reward_range, weight_max, truncation)
+    return _estimate(means.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, known, **keywords)
 
 
 def wis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Estimate:
@@ -86,7 +120,7 @@ def wis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Es
 
     Args, Returns and Raises: as `pdis`. NaN if all weights are 0.
     """
-    return _estimate(_weighted_mean_return, trajectories, target_log_prob, **keywords)
+    return _estimate(means.WEIGHTED_MEAN_RETURN, trajectories, target_log_prob, **keywords)
 
 
 def cwpdis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Estimate:
@@ -97,7 +131,7 @@ def cwpdis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) ->
 
     Args, Returns and Raises: as `pdis`.
     """
-    return _estimate(_weighted_mean_rewards, trajectories, target_log_prob, **keywords)
+    return _estimate(means.WEIGHTED_MEAN_REWARDS, trajectories, target_log_prob, **keywords)
 
 
 def empirical_likelihood(
@@ -139,35 +173,16 @@ def empirical_likelihood(
         weights = common.weights_of(common.log_weights(steps)[:, -1])
         returns = jnp.sum(steps.discounts * steps.rewards, axis=1)
         settings = dict(weight_range=(0.0, weight_max), reward_range=return_range, level=level, sides=sides)
-        return bandit_empirical_likelihood(weights, returns, counts=steps.counts, calibration=calibration, **settings)
-
-
-def _mean_return(steps: Steps, log_weight: Array) -> Callable[[Array], Array]:
-    terms = common.weights_of(log_weight[:, -1]) * jnp.sum(steps.discounts * steps.rewards, axis=1)
-    return lambda counts: common.weighted_mean(counts, terms)
-
-
-def _mean_weighted_reward(steps: Steps, log_weight: Array) -> Callable[[Array], Array]:
-    terms = jnp.sum(steps.discounts * common.weights_of(log_weight) * steps.rewards, axis=1)
-    return lambda counts: common.weighted_mean(counts, terms)
-
-
-def _weighted_mean_return(steps: Steps, log_weight: Array) -> Callable[[Array], Array]:
-    weights = common.scaled_weights(log_weight[:, -1], steps.counts)
-    returns = jnp.sum(steps.discounts * steps.rewards, axis=1)
-    return lambda counts: jnp.sum(counts * weights * returns) / jnp.sum(counts * weights)
-
-
-def _weighted_mean_rewards(steps: Steps, log_weight: Array) -> Callable[[Array], Array]:
-    weights = common.scaled_weights(log_weight, steps.counts)
-    weighted = weights * steps.rewards
-    return lambda counts: jnp.sum(steps.discounts * common.ratio(counts @ weighted, counts @ weights))
+        found = bandit_empirical_likelihood(weights, returns, counts=steps.counts, calibration=calibration, **settings)
+        estimated = {"behaviour_estimated": common.weighted_mean(steps.counts, steps.estimated)}
+        return found._replace(diagnostics=found.diagnostics | estimated)
 
 
 def _estimate(
-    statistic_of: Maker,
+    form: means.Form,
     trajectories: Trajectories,
     target_log_prob: Any,
+    known: Known | None = None,
     *,
     discount: float = 1.0,
     counts: Any = None,
@@ -175,18 +190,51 @@ def _estimate(
     clip: float | None = None,
     **settings: Any,
 ) -> Estimate:
-    checked = common.settings_of(**settings)
+    checked = common.settings_of(bounded=known is not None, **settings)
     common.check_weights(window, clip)
+    limits, truncation = None, None if known is None else known.truncation
     with common.float64(trajectories, target_log_prob, counts):
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
-        return _run(
-            steps, clip, statistic_of=statistic_of, window=window, settings=checked, size=common.resample_size(counts)
-        )
+        if known is not None:
+            bounds.check_known(known, clip, checked, counts)
+            limits = None if known.range is None else _limits(form, steps, known, window, clip)
+        shared = dict(form=form, window=window, settings=checked, size=common.resample_size(counts))
+        return _run(steps, clip, truncation, limits, **shared)
 
 
-@functools.partial(jax.jit, static_argnames=("statistic_of", "window", "settings", "size"))
+def _limits(form: means.Form, steps: Steps, known: Known, window: int | None, clip: Any) -> Limits:
+    """Ranges of the terms and of the value; what a window or a clip leaves may be as the terms are."""
+    log_weight, counted = common.log_weights(steps, window=window), (steps.counts > 0)[:, None]
+    if form is means.MEAN_RETURN:
+        bounds.check_within(known, jnp.sum(steps.discounts * steps.rewards, axis=1, keepdims=True), counted)
+        last = jnp.arange(len(steps.discounts)) == len(steps.discounts) - 1
+        largest = bounds.largest_weights(log_weight, counted & last, known.weight_max, window, clip)
+        terms, value = bounds.product(known.range, largest[-1]), known.range
+    else:
+        bounds.check_within(known, steps.rewards, steps.mask)
+        largest = bounds.largest_weights(log_weight, steps.mask, known.weight_max, window, clip)
+        # a trajectory may end at any step, after which there is no reward
+        terms = bounds.discounted(steps.discounts, bounds.product(known.range, largest))
+        value = bounds.discounted(steps.discounts, bounds.product(known.range, jnp.ones_like(largest)))
+    if window is not None or clip is not None:
+        value = terms
+    if known.truncation is not None:
+        terms = (terms[0], jnp.minimum(terms[1], known.truncation))
+    return Limits(terms, value)
+
+
+@functools.partial(jax.jit, static_argnames=("form", "window", "settings", "size"))
 def _run(
-    steps: Steps, clip: Any, *, statistic_of: Maker, window: int | None, settings: common.Settings, size: int | None
+    steps: Steps,
+    clip: Any,
+    truncation: Any,
+    limits: Limits | None,
+    *,
+    form: means.Form,
+    window: int | None,
+    settings: common.Settings,
+    size: int | None,
 ) -> Estimate:
     log_weight = common.log_weights(steps, window=window, clip=clip)
-    return common.estimate_statistic(statistic_of(steps, log_weight), steps, log_weight[:, -1], settings, size=size)
+    statistic = means.statistic_of(form, steps, log_weight, largest=truncation)
+    return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, size=size, limits=limits)
