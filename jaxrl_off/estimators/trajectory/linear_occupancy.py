@@ -14,11 +14,11 @@ where g are the flow equations, one a feature. The estimate is `E_D[zeta r] / (1
 | `dual_dice` | `argmin |g|^2`; the estimate is divided by E_D[m zeta] |
 | `gen_dice` | `argmin g^T G^-1 g`, E_D[m zeta] = 1 |
 
-Features that the data do not tell apart are joined: w is in the range of G, and so is, but for `dual_dice`, u. With one
-feature a pair of state and action, "one-hot", the values are those of `tabular_occupancy`, also where pairs are unseen.
-As long as no function of the features is 0 on all data, M is regular, `minimax_weight` and `dual_dice` have one w, and
-`minimax_weight` has the value of LSTD-Q and of minimax Q learning with the same features, `b . M^-1 E_D[phi r] /
-(1 - gamma)`: either's solution is the other's test function.
+Features that the data do not tell apart are joined: w is in the range of G, and so is, but for `dual_dice`, u. With
+one-hot features of states the values are those of `tabular_occupancy`, also where pairs are unseen. As long as no
+function of the features is 0 on all data, M is regular, `minimax_weight` and `dual_dice` have one w, and
+`minimax_weight` has the value of LSTD-Q (`linear_q`, without a ridge) and of minimax Q learning with the same features,
+`b . M^-1 E_D[phi r] / (1 - gamma)`: either's solution is the other's test function.
 
 zeta >= 0 is a constraint for every step that was made, and has no closed form. `gen_dice` does without it, and
 `diagnostics["negative_ratio"]` says what that made; `best_dice`, which is `dual_dice` with the constraint and the norm,
@@ -37,13 +37,13 @@ import jax.numpy as jnp
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.estimators.trajectory import tabular_steps as tables
 from jaxrl_off.estimators.trajectory.common import Steps
+from jaxrl_off.estimators.trajectory.linear_q import linear_columns
 from jaxrl_off.estimators.trajectory.tabular_occupancy import check_discount
 from jaxrl_off.estimators.trajectory.transitions import TargetActions, Transitions, transitions_of
 from jaxrl_off.types import Array, Estimate, Trajectories
 
 _DISTINCT = 1e-10  # of the largest eigenvalue of G; smaller ones are taken for 0
 
-Features = Callable[[Array, Array], Array]
 Found = tuple[Array, Array, dict[str, Array]]
 
 
@@ -83,14 +83,16 @@ class LinearSteps(NamedTuple):
     discount: Array
 
 
-def minimax_weight(trajectories: Trajectories, target: TargetActions, features: Features, **keywords: Any) -> Estimate:
+def minimax_weight(
+    trajectories: Trajectories, target: TargetActions, features: str | Callable[..., Array], **keywords: Any
+) -> Estimate:
     """Minimax weight learning (Uehara, Huang and Jiang, ICML 2020) with linear functions: `w = M^-T b`.
 
     Args:
         trajectories: as in `transitions`; behaviour probabilities are not needed.
         target: of `transitions.target_actions`.
-        features: `(observation [N, *O], action [N] or [N, D]) -> float[N, d]`, a JAX function, in the data's units. Let a
-            constant be in their span: then E_D[m zeta] = 1.
+        features: as in `linear_q.fit_linear_q`: "linear", "quadratic" or a function. Let a constant be in their span, as
+            it is in that of the named ones: then E_D[m zeta] = 1.
         **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
             `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
 
@@ -108,7 +110,7 @@ def minimax_weight(trajectories: Trajectories, target: TargetActions, features: 
         >>> from jaxrl_off.estimators.trajectory.transitions import target_actions
         >>> states, end = np.array([[0, 1], [0, 1]]), np.array([[False, True], [False, True]])
         >>> data = Trajectories(states, states * [[0], [1]], states + 1.0, None, end | True, end, end & False, None)
-        >>> one_hot = lambda state, action: jax.nn.one_hot(2 * state + action, 4)
+        >>> one_hot = lambda state: jax.nn.one_hot(state, 2)
         >>> target = target_actions(data, [[1.0, 0.0], [0.0, 1.0]])
         >>> round(float(minimax_weight(data, target, one_hot, discount=0.5).value), 6)  # 1 + 0.5 * 2
         2.0
@@ -116,7 +118,9 @@ def minimax_weight(trajectories: Trajectories, target: TargetActions, features: 
     return _estimate(_minimax, trajectories, target, features, **keywords)
 
 
-def dual_dice(trajectories: Trajectories, target: TargetActions, features: Features, **keywords: Any) -> Estimate:
+def dual_dice(
+    trajectories: Trajectories, target: TargetActions, features: str | Callable[..., Array], **keywords: Any
+) -> Estimate:
     """DualDICE (Nachum, Chow, Dai and Li, NeurIPS 2019) with linear functions: `argmin |g|^2`.
 
     As nu is not penalised, the norm of g is that of the coefficients u: where g = 0 cannot be had, w depends on how
@@ -127,7 +131,9 @@ def dual_dice(trajectories: Trajectories, target: TargetActions, features: Featu
     return _estimate(_dual, trajectories, target, features, **keywords)
 
 
-def gen_dice(trajectories: Trajectories, target: TargetActions, features: Features, **keywords: Any) -> Estimate:
+def gen_dice(
+    trajectories: Trajectories, target: TargetActions, features: str | Callable[..., Array], **keywords: Any
+) -> Estimate:
     """GenDICE (Zhang, Dai, Li and Schuurmans, ICLR 2020), as dice_rl has it, with linear functions: the norm is kept.
 
     `w = w_0 + c M^-T G M^-1 n` with `w_0 = M^-T b` and c such that `n . w = 1`, without zeta >= 0.
@@ -140,7 +146,7 @@ def gen_dice(trajectories: Trajectories, target: TargetActions, features: Featur
 def density_ratio(
     trajectories: Trajectories,
     target: TargetActions,
-    features: Features,
+    features: str | Callable[..., Array],
     *,
     discount: float,
     method: str = "minimax_weight",
@@ -199,39 +205,13 @@ def one_policy(target: TargetActions) -> TargetActions:
     return target
 
 
-def _columns(transitions: Transitions, features: Features) -> LinearSteps:
-    """Features of what was done, and means over the target's candidates, one candidate after the other."""
-    states, target = transitions.observations, one_policy(transitions.target)
-    n, after, candidates = target.weights.shape
-    flat = states.reshape(n * after, *states.shape[2:])
-
-    def of(observation: Array, action: Array) -> Array:
-        found = jnp.asarray(features(observation, action))
-        if found.ndim != 2 or len(found) != len(observation):
-            raise ValueError(
-                f"features have shape {found.shape} for observations {observation.shape} and actions {action.shape}; "
-                "[N, d] is needed, one row for each."
-            )
-        return found.astype(jnp.float64)
-
-    def add(total: Array, m: Array) -> tuple[Array, None]:
-        if target.actions is None:
-            action = jnp.full(len(flat), m, jnp.int32)
-        else:
-            action = target.actions[:, :, m].reshape(len(flat), -1)
-        return total + target.weights[:, :, m].reshape(-1, 1) * of(flat, action), None
-
-    now = of(states[:, :-1].reshape(-1, *states.shape[2:]), _merged(transitions.actions))
-    total, _ = jax.lax.scan(add, jnp.zeros((len(flat), now.shape[1])), jnp.arange(candidates))
-    now = jnp.where(transitions.mask[..., None], now.reshape(n, after - 1, -1), 0.0)
-    if common.is_concrete(now) and not bool(jnp.all(jnp.isfinite(now)) & jnp.all(jnp.isfinite(total))):
+def _columns(transitions: Transitions, features: str | Callable[..., Array]) -> LinearSteps:
+    one_policy(transitions.target)
+    columns = linear_columns(transitions, features)
+    if common.is_concrete(columns) and not all(bool(jnp.all(jnp.isfinite(x))) for x in columns):
         raise ValueError("features must be finite in all steps and for all that the target may do; mend the function.")
-    total = total.reshape(n, after, -1)
-    return LinearSteps(transitions.steps, now, total, transitions.used, transitions.continues, transitions.discount)
-
-
-def _merged(actions: Array) -> Array:
-    return actions.reshape(-1, *actions.shape[2:])
+    rest = transitions.used, transitions.continues, transitions.discount
+    return LinearSteps(transitions.steps, columns.taken, columns.expected, *rest)
 
 
 class _Moments(NamedTuple):
@@ -332,7 +312,7 @@ def _estimate(
     method: Callable[[LinearSteps, Array], Found],
     trajectories: Trajectories,
     target: TargetActions,
-    features: Features,
+    features: str | Callable[..., Array],
     *,
     discount: float,
     counts: Any = None,

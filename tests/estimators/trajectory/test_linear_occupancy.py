@@ -8,7 +8,7 @@ import pytest
 from jaxrl_off.estimators.trajectory import corrected
 from jaxrl_off.estimators.trajectory import linear_occupancy as linear
 from jaxrl_off.estimators.trajectory import tabular_occupancy as tabular
-from jaxrl_off.estimators.trajectory.transitions import target_actions
+from jaxrl_off.estimators.trajectory.transitions import TargetActions, target_actions
 from jaxrl_off.types import Trajectories
 
 STATES, ACTIONS, GAMMA, ROWS, HORIZON = 4, 3, 0.8, 40, 6
@@ -40,14 +40,23 @@ def simulated(seed=0, sparse=False):
     return Trajectories(states, actions, rewards, None, mask, end, end & False, state), target
 
 
-def one_hot(state, action):
-    return jax.nn.one_hot(ACTIONS * state + action, STATES * ACTIONS)
+def one_hot(state):
+    return jax.nn.one_hot(state, STATES)
 
 
 def polynomial(state, action):
     """Signed, of two columns that are one, and without full rank in pairs."""
-    s, a = state.astype(jnp.float64), action.astype(jnp.float64)
+    s, a = state.astype(jnp.float64), action[..., 0].astype(jnp.float64)
     return jnp.stack([jnp.ones_like(s), s, a - 1.0, s * a, s**2, s, jnp.sin(3.0 * s + a)], axis=-1)
+
+
+def as_numbers(data, table):
+    """Actions 0, 1, 2 as numbers, with their probabilities as weights of candidates."""
+    weights = target_actions(data, table).weights
+    candidates = np.broadcast_to(np.arange(ACTIONS)[:, None] + 0.0, (*weights.shape, 1))
+    return data._replace(actions=np.where(data.mask, data.actions, 0)[..., None] + 0.0), TargetActions(
+        candidates, weights
+    )
 
 
 def loop_moments(data, target, counts, horizon_exit=True):
@@ -56,7 +65,8 @@ def loop_moments(data, target, counts, horizon_exit=True):
     flow, norm, reward = np.zeros((size, size)), np.zeros(size), np.zeros(size)
     total, start = 0.0, np.zeros(size)
     with jax.enable_x64(True):
-        grid = polynomial(*(x.ravel() for x in jnp.meshgrid(jnp.arange(STATES), jnp.arange(ACTIONS), indexing="ij")))
+        state, action = (x.ravel() for x in jnp.meshgrid(jnp.arange(STATES), jnp.arange(ACTIONS), indexing="ij"))
+        grid = polynomial(state, action[:, None])
     table = np.asarray(grid).reshape(STATES, ACTIONS, size)
     mean = np.einsum("sa,sad->sd", target, table)
     for i in range(ROWS):
@@ -96,7 +106,9 @@ def test_one_hot_features_are_tables(name, sparse):
         if name == "dual_dice":
             zeta = np.asarray(tabular.density_ratio(data, table, method=name, **options))
             ratio = np.asarray(linear.density_ratio(data, target, one_hot, method=name, **options).ratio)
-            zeta = zeta[data.observations, np.where(data.mask, data.actions, 0)] / expected.diagnostics["normalisation"]
+            zeta = zeta[data.observations, np.where(data.mask, data.actions, 0)] / float(
+                expected.diagnostics["normalisation"]
+            )
             shown = data.mask & (options["counts"] > 0)[:, None]
             np.testing.assert_allclose(ratio[shown], np.asarray(zeta)[shown], atol=1e-8)
     seen = len(
@@ -119,11 +131,12 @@ def test_one_hot_features_are_tables(name, sparse):
 def test_signed_features_against_a_loop(horizon_exit):
     """minimax_weight is LSTD-Q, dual_dice divides it by the norm, gen_dice is least squares with the norm as a row."""
     data, table = simulated(seed=3)
-    target = target_actions(data, table)
+    numbers, target = as_numbers(data, table)
     counts = np.random.default_rng(2).integers(0, 3, ROWS) + 0.0
     flow, start, norm, reward, features = loop_moments(data, table, counts, horizon_exit)
     kept = [0, 1, 2, 3, 4, 6]
     flow, start, norm, reward = flow[np.ix_(kept, kept)], start[kept], norm[kept], reward[kept]
+    # linear in the features, of which columns 1 and 5 are one
     lstd = start @ np.linalg.solve(flow, reward) / (1 - GAMMA)
     exact = np.linalg.solve(flow.T, start)
     visits = np.zeros((STATES, ACTIONS))
@@ -139,15 +152,14 @@ def test_signed_features_against_a_loop(horizon_exit):
     )
     options = dict(discount=GAMMA, counts=counts, horizon_exit=horizon_exit)
     for name in METHODS:
-        found = getattr(linear, name)(data, target, polynomial, **options)
+        found = getattr(linear, name)(numbers, target, polynomial, **options)
         assert float(found.value) == pytest.approx(expected[name], rel=1e-7)
         assert float(found.diagnostics["rank"]) == 6.0
         assert float(found.diagnostics["normalisation"]) == pytest.approx(1.0, rel=1e-9)  # by the constant
 
 
 def test_standard_error_is_the_jackknife_and_programs_are_batched():
-    data, table = simulated(seed=4)
-    target, copies = target_actions(data, table), 1e4
+    (data, target), copies = as_numbers(*simulated(seed=4)), 1e4
     with jax.enable_x64(True):
         one = jax.tree.map(jnp.asarray, data)
         values = jax.jit(jax.vmap(lambda c: linear.gen_dice(one, target, polynomial, discount=GAMMA, counts=c).value))
@@ -179,24 +191,11 @@ def test_marginal_ratio_in_double_reinforcement_learning():
     # any Q will do, as this ratio solves the flow equations of all pairs
     assert float(made.value) == pytest.approx(value, rel=1e-9)
     # a fit to some predicts for all
+    numbers, target = as_numbers(data, table)
     crossed = corrected.cross_fitted(
-        lambda counts: linear.density_ratio(data, target, polynomial, discount=GAMMA, counts=counts), np.ones(ROWS)
+        lambda counts: linear.density_ratio(numbers, target, polynomial, discount=GAMMA, counts=counts), np.ones(ROWS)
     )
     assert np.array_equal(np.asarray(crossed.ratio) != 0, data.mask)
-
-
-def test_continuous_actions_are_candidates():
-    """Actions 0, 1, 2 as numbers with their probabilities as weights have the values of actions as such."""
-    data, table = simulated(seed=6)
-    target = target_actions(data, table)
-    numbers = np.broadcast_to(np.arange(ACTIONS)[:, None] + 0.0, (*target.weights.shape, 1))
-    as_numbers = data._replace(actions=np.where(data.mask, data.actions, 0)[..., None] + 0.0)
-    found = linear.gen_dice(
-        as_numbers, target._replace(actions=numbers), lambda s, a: polynomial(s, a[:, 0]), discount=GAMMA
-    )
-    expected = linear.gen_dice(data, target, polynomial, discount=GAMMA)
-    np.testing.assert_allclose(found.value, expected.value, rtol=1e-9)
-    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e-9)
 
 
 def test_what_cannot_be_meant():
@@ -204,10 +203,10 @@ def test_what_cannot_be_meant():
     target = target_actions(data, table)
     with pytest.raises(ValueError, match="no normalised occupancy"):
         linear.minimax_weight(data, target, one_hot, discount=1.0)
-    with pytest.raises(ValueError, match=r"features have shape .* is needed"):
-        linear.dual_dice(data, target, lambda s, a: s, discount=GAMMA)
+    with pytest.raises(ValueError, match="a vector is needed"):
+        linear.dual_dice(data, target, lambda s: s, discount=GAMMA)
     with pytest.raises(ValueError, match="features must be finite"):
-        linear.dual_dice(data, target, lambda s, a: one_hot(s, a) / (s * 0.0)[:, None], discount=GAMMA)
+        linear.dual_dice(data, target, lambda s: one_hot(s) / (0.0 * s), discount=GAMMA)
     with pytest.raises(ValueError, match="method must be one of"):
         linear.density_ratio(data, target, one_hot, discount=GAMMA, method="best_dice")
     several = target._replace(weights=jnp.stack([target.weights, target.weights]))
