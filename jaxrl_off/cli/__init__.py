@@ -9,7 +9,7 @@ import tyro
 
 from jaxrl_off.cli.collect import Collect, collect
 from jaxrl_off.cli.estimate import EstimateBandit, estimate_bandit
-from jaxrl_off.cli.estimate_trajectory import EstimateTrajectory, estimate_trajectory
+from jaxrl_off.cli.estimate_trajectories import EstimateTrajectories, estimate_trajectories
 from jaxrl_off.cli.listing import List, Reproduce, list_choices, reproduce
 from jaxrl_off.cli.training import Evaluate, Train, evaluate, train
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         "evaluate": Evaluate,
         "collect": Collect,
         "estimate": Annotated[EstimateBandit, tyro.conf.subcommand("bandit")]
-        | Annotated[EstimateTrajectory, tyro.conf.subcommand("trajectory")],
+        | Annotated[EstimateTrajectories, tyro.conf.subcommand("trajectories")],
         "list": List,
         "reproduce": Reproduce,
     }
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         Evaluate: evaluate,
         Collect: collect,
         EstimateBandit: estimate_bandit,
-        EstimateTrajectory: estimate_trajectory,
+        EstimateTrajectories: estimate_trajectories,
         List: list_choices,
         Reproduce: reproduce,
     }

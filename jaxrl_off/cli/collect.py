@@ -20,7 +20,7 @@ class Collect:
     """Record demonstrations from the agent of a run, or from a policy file, in whole episodes.
 
     Written are `NAME.npz` files or, for `minari:NAME-v0`, Minari data sets; nothing is overwritten. With `--kind trajectories`,
-    the agent's sampled actions with their log-probabilities, for `estimate trajectory`.
+    the agent's sampled actions with their log-probabilities, for `estimate trajectories`.
     """
 
     output: tyro.conf.Positional[str]

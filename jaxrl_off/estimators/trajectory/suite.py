@@ -8,6 +8,7 @@
 | `dm` | `corrected.direct_method` | `v` |
 | `dr`, `wdr`, `magic` | `corrected.doubly_robust`, ... | `target_log_prob`, `q`, `v` |
 | `drl` | `corrected.double_reinforcement_learning` | `marginal_ratio`, `q`, `v` |
+| `fqe` | `linear_q.linear_q_evaluation` | `target` |
 | `star` | `star.star` | `target_log_prob`, `states`, `num_states` |
 | `model` | `tabular.model_based` | `target_policy` |
 | `mis` | `tabular_occupancy.marginalised_is` | `target_policy` |
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_off.estimators.trajectory import corrected, tabular, tabular_occupancy, weighted
+from jaxrl_off.estimators.trajectory import corrected, linear_q, tabular, tabular_occupancy, weighted
 from jaxrl_off.estimators.trajectory.common import Settings
 from jaxrl_off.estimators.trajectory.star import star
 from jaxrl_off.types import Estimate, Trajectories
@@ -32,9 +33,10 @@ _RATIOS = (*_STATISTIC, "window", "clip")
 _TABLE = (*_STATISTIC, "horizon_exit")
 _HINTS = {
     "target_log_prob": "log pi_e(a_t|s_t), which `training.policy_functions` gives for the policy of a run",
-    "q": "action values along the trajectories, from `tabular.values_on` or a fitted Q",
-    "v": "values along the trajectories, from `tabular.values_on` or a fitted Q",
+    "q": "action values along the trajectories, from `linear_q.fit_linear_q` or another fit",
+    "v": "values along the trajectories, from `linear_q.fit_linear_q` or another fit",
     "marginal_ratio": "from `tabular_occupancy.density_ratio`",
+    "target": "candidates from `transitions.target_actions`",
     "states": "cells from `abstractions`",
     "num_states": "of the abstraction",
     "target_policy": "a table [S, A]",
@@ -60,8 +62,8 @@ class Method(NamedTuple):
 
 ESTIMATORS: dict[str, Method] = {
     "naive": Method(weighted.naive, (), _STATISTIC),
-    "is": Method(weighted.trajectory_is, ("target_log_prob",), _RATIOS),
-    "pdis": Method(weighted.pdis, ("target_log_prob",), _RATIOS),
+    "is": Method(weighted.trajectory_is, ("target_log_prob",), (*_RATIOS, "return_range", "weight_max", "truncation")),
+    "pdis": Method(weighted.pdis, ("target_log_prob",), (*_RATIOS, "reward_range", "weight_max", "truncation")),
     "wis": Method(weighted.wis, ("target_log_prob",), _RATIOS),
     "cwpdis": Method(weighted.cwpdis, ("target_log_prob",), _RATIOS),
     "el": Method(
@@ -70,10 +72,11 @@ ESTIMATORS: dict[str, Method] = {
         ("discount", "counts", "level", "sides", "calibration"),
     ),
     "dm": Method(corrected.direct_method, ("v",), _STATISTIC),
-    "dr": Method(corrected.doubly_robust, ("target_log_prob", "q", "v"), _RATIOS),
+    "dr": Method(corrected.doubly_robust, ("target_log_prob", "q", "v"), (*_RATIOS, "value_range", "weight_max")),
     "wdr": Method(corrected.weighted_doubly_robust, ("target_log_prob", "q", "v"), _RATIOS),
     "magic": Method(corrected.magic, ("target_log_prob", "q", "v"), (*_RATIOS, "lengths")),
     "drl": Method(corrected.double_reinforcement_learning, ("marginal_ratio", "q", "v"), _STATISTIC),
+    "fqe": Method(linear_q.linear_q_evaluation, ("target",), (*_TABLE, "features", "ridge")),
     "star": Method(
         star,
         ("target_log_prob", "states", "num_states"),

@@ -8,7 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, star, suite, tabular, tabular_occupancy, weighted
+from jaxrl_off.estimators.trajectory import (
+    corrected,
+    linear_q,
+    star,
+    suite,
+    tabular,
+    tabular_occupancy,
+    transitions,
+    weighted,
+)
 from jaxrl_off.types import Trajectories
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())
@@ -27,8 +36,13 @@ def data():
     )
     values = tabular.values_on(logged, GOLDEN["Q_for_DR"], PROBABILITY)
     given = dict(q=np.asarray(values.q), v=np.asarray(values.v), marginal_ratio=np.ones(mask.shape))
+    given |= dict(target=transitions.target_actions(logged, PROBABILITY), features=one_hot)
     given |= dict(states=states, num_states=3, target_policy=PROBABILITY, return_range=(-1.0, 9.0), weight_max=100.0)
     return logged, target, given
+
+
+def one_hot(state):
+    return jax.nn.one_hot(state, 3)
 
 
 def by_hand(logged, target, given):
@@ -50,6 +64,7 @@ def by_hand(logged, target, given):
         "wdr": corrected.weighted_doubly_robust(logged, target, q, v, window=2, **OPTIONS),
         "magic": corrected.magic(logged, target, q, v, window=2, lengths=3, **OPTIONS),
         "drl": corrected.double_reinforcement_learning(logged, given["marginal_ratio"], q, v, **OPTIONS),
+        "fqe": linear_q.linear_q_evaluation(logged, given["target"], features=one_hot, **OPTIONS),
         "star": star.star(logged, target, given["states"], 3, window=2, **OPTIONS),
         "model": tabular.model_based(logged, table, **OPTIONS),
         **{name: getattr(tabular_occupancy, f)(logged, table, **OPTIONS) for name, f in occupancy.items()},
@@ -73,6 +88,7 @@ def test_what_it_says_that_functions_take_they_take():
         parameters = inspect.signature(method.function).parameters
         explicit = {word for word, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         taken = {*method.needs, *method.options}
+        taken |= {"method", "target_log_prob", "behaviour_probability"} if name == "fqe" else set()  # of other fits
         left = explicit - taken - {"trajectories"} - ({"target_log_prob"} if name == "naive" else set())
         assert not left, (name, left)
         if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
