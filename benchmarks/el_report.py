@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import el_estimation, el_learning
+from benchmarks import el_estimation, el_learning, el_softmax
 from benchmarks.el_intervals import LEVEL, PAPER, SIZES, SWEEP_SIZE, tables
 from benchmarks.report_parts import figure, pyplot, table, tables_section, where
 
@@ -27,7 +27,8 @@ def intervals_section(content: dict[str, Any], plots: Path) -> str:
 def contest_section(content: dict[str, Any], plots: Path) -> str:
     """Wins, ties and losses on labelled data, of estimates or of learned policies."""
     del plots
-    sizes, study = content["sizes"], el_estimation if content["benchmark"] == "el_estimation" else el_learning
+    studies = {"el_estimation": el_estimation, "el_learning": el_learning, "el_softmax": el_softmax}
+    sizes, study = content["sizes"], studies[content["benchmark"]]
     data_sets = len({row["data"] for row in content["results"]})
     note = (
         f"{data_sets} data sets, {sizes['repetitions']} repetitions of each log; a win or a loss is a mean paired difference "

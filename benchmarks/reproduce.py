@@ -27,10 +27,10 @@ PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
         "gpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
     },
     "el": {
-        "quick": ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning"),
-        "cpu": ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning"),
+        preset: ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning", "benchmarks.el_softmax")
+        for preset in ("quick", "cpu")
     },
-    "star": {"quick": ("benchmarks.star_ope",), "cpu": ("benchmarks.star_ope",)},
+    "star": {preset: ("benchmarks.star_ope", "benchmarks.ope_suite") for preset in ("quick", "cpu")},
 }
 
 

@@ -1,5 +1,6 @@
 """The contests of empirical likelihood on labelled data: parts that decide who wins, on data that scikit-learn ships."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import el_estimation, el_learning
+from benchmarks import el_estimation, el_learning, el_softmax
 from benchmarks.el_shootout import (
     LOGGERS,
     SHIPPED,
@@ -124,7 +125,21 @@ def test_factors_of_a_learning_pass():
     assert el_learning.omega(greedy, log, slice(0, 300), 5.0, None)[0, -1] == 0.0
 
 
-@pytest.mark.parametrize("study", [el_estimation, el_learning])
+def test_a_contest_of_softmax_policies(monkeypatch):
+    """What a policy learns from a log that explores is what the other rows say, and it beats chance by far."""
+    monkeypatch.setattr(el_softmax, "OBJECTIVES", {"likelihood": "likelihood"})
+    jobs = contests("softmax", Path("nowhere"), 3, (), ("epsilon 0.25",), steps=60, passes=1)
+    job = next(job for job in jobs if "wine" in job.files)
+    (row,) = el_softmax.run_contest(dataclasses.replace(job, files=("wine",)))["results"]
+    data = load("wine", job.padded)
+    often = np.bincount(data.labels[70:178]).max() / 108
+    assert all(often + 0.2 < x <= 1.0 for x in row["accuracy"].values())
+    assert set(row["pairs"]) == {"likelihood"}
+    difference = row["accuracy"]["likelihood"] - row["accuracy"]["IPS"]
+    assert row["pairs"]["likelihood"]["mean"] == pytest.approx(difference, abs=1e-4)
+
+
+@pytest.mark.parametrize("study", [el_estimation, el_learning, el_softmax])
 def test_the_readme_says_what_the_committed_results_say(study):
     root = Path(__file__).parents[1]
     content = json.loads((root / "benchmarks" / "results" / f"{study.__name__.split('.')[-1]}_cpu.json").read_text())

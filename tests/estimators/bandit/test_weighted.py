@@ -67,10 +67,12 @@ def test_means_are_those_of_a_loop_and_errors_those_of_the_terms(name, log):
 def test_self_normalised_ones(log):
     weights, rewards, predicted, target = (log[k] for k in ("weights", "rewards", *DOUBLY))
     ratio = (weights * rewards).sum() / weights.sum()
-    estimate = bandit.snips(weights, rewards)
+    estimate = bandit.snips(weights, rewards, level=0.95)
     assert float(estimate.value) == pytest.approx(ratio, rel=1e-12)
     delta = (weights * (rewards - ratio)).std(ddof=1) / weights.mean() / math.sqrt(COUNT)
     assert float(estimate.standard_error) == pytest.approx(delta, rel=1e-10)
+    ends = np.array([estimate.lower, estimate.upper], np.float64)
+    np.testing.assert_allclose(ends, ratio + 1.971956545 * delta * np.array([-1, 1]), rtol=1e-8)
     estimate = bandit.self_normalised_doubly_robust(weights, rewards, predicted=predicted, predicted_target=target)
     expected = target.mean() + (weights * (rewards - predicted)).sum() / weights.sum()
     assert float(estimate.value) == pytest.approx(expected, rel=1e-12)
