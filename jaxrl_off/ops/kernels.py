@@ -1,16 +1,23 @@
-"""Stationary kernels of unit variance with one lengthscale per input dimension (automatic relevance determination).
+"""Kernels: covariances of Gaussian processes, and densities that smooth.
 
-Reference: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, chapter 4.
+The first, `KERNELS`, are stationary, of unit variance, with one lengthscale per input dimension (automatic relevance
+determination). Reference: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, chapter 4.
+
+The second, `SMOOTHING_KERNELS`, are symmetric densities K of one number, for `K_h(u) = K(u / h) / h`; of several numbers the
+product. Reference: Silverman, "Density Estimation for Statistics and Data Analysis", 1986, table 3.1.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.types import Array
 
@@ -91,3 +98,115 @@ def matern52(x: Array, y: Array, lengthscale: Array) -> Array:
 
 
 KERNELS: dict[str, Kernel] = {"rbf": rbf, "matern12": matern12, "matern32": matern32, "matern52": matern52}
+
+
+class SmoothingKernel(NamedTuple):
+    """A symmetric density of one number, and what is known of it.
+
+    Attributes:
+        log_density: `float[...] -> float[...]`, log K; -inf outside the support, with a finite derivative everywhere.
+        distribution: its distribution function.
+        support: K is 0 outside `[-support, support]`; infinite for the Gaussian.
+        second_moment: `M2 = int u^2 K`, by which smoothing is biased.
+        roughness: `R = int K^2`, which variances are proportional to.
+    """
+
+    log_density: Callable[[Array], Array]
+    distribution: Callable[[Array], Array]
+    support: float
+    second_moment: float
+    roughness: float
+
+
+def _compact(log_density: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    def function(u: Array) -> Array:
+        inside = jnp.abs(u) < 1.0
+        return jnp.where(inside, log_density(jnp.where(inside, u, 0.0)), -jnp.inf)
+
+    return function
+
+
+def _from_halves(upper: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A distribution function from `u in [0, 1] -> P(0 < U < u)`."""
+
+    def function(u: Array) -> Array:
+        u = jnp.clip(u, -1.0, 1.0)
+        return 0.5 + jnp.sign(u) * upper(jnp.abs(u))
+
+    return function
+
+
+SMOOTHING_KERNELS: dict[str, SmoothingKernel] = {
+    "gaussian": SmoothingKernel(
+        lambda u: -0.5 * (jnp.square(u) + math.log(2.0 * math.pi)),
+        jax.scipy.special.ndtr,
+        math.inf,
+        1.0,
+        0.5 / math.sqrt(math.pi),
+    ),
+    "epanechnikov": SmoothingKernel(
+        _compact(lambda u: math.log(0.75) + jnp.log1p(-jnp.square(u))),
+        _from_halves(lambda u: 0.75 * u - 0.25 * u**3),
+        1.0,
+        1.0 / 5.0,
+        3.0 / 5.0,
+    ),
+    "triangular": SmoothingKernel(
+        _compact(lambda u: jnp.log1p(-jnp.abs(u))), _from_halves(lambda u: u - 0.5 * u**2), 1.0, 1.0 / 6.0, 2.0 / 3.0
+    ),
+    "cosine": SmoothingKernel(
+        _compact(lambda u: math.log(0.25 * math.pi) + jnp.log(jnp.cos(0.5 * math.pi * u))),
+        _from_halves(lambda u: 0.5 * jnp.sin(0.5 * math.pi * u)),
+        1.0,
+        1.0 - 8.0 / math.pi**2,
+        math.pi**2 / 16.0,
+    ),
+    "uniform": SmoothingKernel(
+        _compact(lambda u: jnp.full_like(u, math.log(0.5))), _from_halves(lambda u: 0.5 * u), 1.0, 1.0 / 3.0, 0.5
+    ),
+}
+
+
+@functools.cache
+def kernel_quadrature(name: str, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss' rule for a smoothing kernel: `int K(u) f(u) du = sum_m weight_m f(node_m)`, exact for degrees up to 2 order - 1.
+
+    Args:
+        name: key of `SMOOTHING_KERNELS`.
+        order: number of nodes.
+
+    Returns:
+        Nodes and weights, `float64[order]`.
+
+    Raises:
+        ValueError: for an order below 1.
+
+    Example:
+        >>> nodes, weights = kernel_quadrature("epanechnikov", 2)
+        >>> print(f"{weights @ nodes**2:.6f}")
+        0.200000
+    """
+    if order < 1:
+        raise ValueError(f"a quadrature needs an order of at least 1, got {order}.")
+    if name == "gaussian":
+        nodes, weights = np.polynomial.hermite_e.hermegauss(order)
+        return nodes, weights / weights.sum()
+    fine, mass = np.polynomial.legendre.leggauss(64)
+    fine, mass = 0.5 * (fine + 1.0), 0.5 * mass * _DENSITIES[name](0.5 * (fine + 1.0))
+    # recurrence of the orthogonal polynomials (Stieltjes), whose first coefficients vanish by symmetry
+    points, mass = np.concatenate([-fine, fine]), np.concatenate([mass, mass]) / (2.0 * mass.sum())
+    before, now, beta = np.zeros_like(points), np.ones_like(points), []
+    for _ in range(order - 1):
+        following = points * now - (beta[-1] if beta else 0.0) * before
+        beta.append((mass @ following**2) / (mass @ now**2))
+        before, now = now, following
+    nodes, vectors = np.linalg.eigh(np.diag(np.sqrt(beta), 1) + np.diag(np.sqrt(beta), -1))
+    return nodes, vectors[0] ** 2
+
+
+_DENSITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "epanechnikov": lambda u: 1.0 - u**2,
+    "triangular": lambda u: 1.0 - u,
+    "cosine": lambda u: np.cos(0.5 * np.pi * u),
+    "uniform": np.ones_like,
+}  # on [0, 1], up to a factor; NumPy's, as rules are made while others trace

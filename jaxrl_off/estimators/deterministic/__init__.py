@@ -1,0 +1,12 @@
+"""Kernelised doubly robust estimates of the value of a deterministic policy, and of its gradient."""
+
+from jaxrl_off.estimators.deterministic.estimates import METHODS as METHODS
+from jaxrl_off.estimators.deterministic.estimates import GradientEstimate as GradientEstimate
+from jaxrl_off.estimators.deterministic.estimates import evaluate as evaluate
+from jaxrl_off.estimators.deterministic.estimates import gradient as gradient
+from jaxrl_off.estimators.deterministic.nuisances import Nuisances as Nuisances
+from jaxrl_off.estimators.deterministic.nuisances import fit_nuisances as fit_nuisances
+from jaxrl_off.estimators.deterministic.nuisances import given_nuisances as given_nuisances
+from jaxrl_off.estimators.deterministic.regressions import LinearSieve as LinearSieve
+from jaxrl_off.estimators.deterministic.regressions import NetworkRegression as NetworkRegression
+from jaxrl_off.estimators.deterministic.smoothing import Smoothing as Smoothing

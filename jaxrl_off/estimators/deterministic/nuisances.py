@@ -1,0 +1,355 @@
+"""What kernelised estimators need beside ratios of single steps: q, v, the marginal ratio w, and their derivatives.
+
+Known functions become columns by `given_nuisances`, fitted ones by `fit_nuisances`:
+
+* backwards, `q_t(s, a) = E[r_t + gamma v_{t+1}(s_{t+1}) | s, a]`, `v_t` of q_t by the form of the smoothing, and
+  `q'_t = E[gamma v'_{t+1} | s, a]`, `v'_t(s) = E_K[q'_t] + d/dtau E_K[q_t] tau'`, a dash the derivative with respect to theta;
+* forwards, `w_t(s) = E[mu_{t-1} | s_t = s]`, `mu_t = w_t eta_t`, `w_0 = 1`, and `w'_t = E[d_{t-1} | s_t = s]`,
+  `d_t = eta_t (w'_t + w_t g_t)`. w is clipped at 0, and made to have the mean it must have: 1 where all trajectories go on.
+
+Linear sieves give derivatives that are those of the fit itself, as the features do not depend on theta: `jax.grad` through
+`fit_nuisances` is the explicit recursion. What ends a row is the end of all value.
+
+The authors' code regresses importance-weighted returns for q, products of ratios for w (whose variance grows with the
+horizon as that of the cumulative estimator), and does not cross-fit; here each regression leans on the step next to it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves, ratios_of
+from jaxrl_off.estimators.deterministic.regressions import (
+    Fitted,
+    LinearSieve,
+    NetworkRegression,
+    Regression,
+    regression_of,
+)
+from jaxrl_off.estimators.deterministic.smoothing import Smoothing, action_nodes
+from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.types import Array, PyTree, Trajectories
+
+
+class Nuisances(NamedTuple):
+    """Columns along trajectories, float64; None where they were not asked for.
+
+    Attributes:
+        q: `[n, T]`, q_t(s_t, a_t).
+        v: `[n, T]`, v_t(s_t).
+        ratio: `[n, T]`, w_t(s_t), not negative.
+        q_gradient: `[n, T, P]`, with respect to the policy's parameters, in the order of `jax.flatten_util.ravel_pytree`.
+        v_gradient: `[n, T, P]`, the whole derivative, also through tau.
+        ratio_gradient: `[n, T, P]`.
+        clipped: `[n, T]`, 1 where w was clipped, or None.
+    """
+
+    q: Array | None
+    v: Array | None
+    ratio: Array | None
+    q_gradient: Array | None = None
+    v_gradient: Array | None = None
+    ratio_gradient: Array | None = None
+    clipped: Array | None = None
+
+
+def given_nuisances(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    *,
+    q: Callable[[PyTree, Array, Array], Array] | None = None,
+    ratio: Callable[[PyTree, Array], Array] | None = None,
+    gradient: bool = False,
+) -> Nuisances:
+    """Columns of functions that are known.
+
+    Args:
+        trajectories: n of them.
+        policy: tau.
+        parameters: theta.
+        smoothing: whose form says what v is.
+        q: `(theta, observations [n, T, *O], actions [n, T, A]) -> [n, T]`, q_t; column t is for step t. None for none.
+        ratio: `(theta, observations [n, T, *O]) -> [n, T]`, w_t. None for none.
+        gradient: whether to have derivatives, by forward differentiation of these functions.
+
+    Returns:
+        `Nuisances`.
+
+    Raises:
+        ValueError: for data, policies or functions of other shapes.
+    """
+    with common.float64(trajectories, parameters, smoothing):
+        # the ratios are not looked at: known functions need no behaviour density
+        neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
+        ratios = ratios_of(neutral, policy, parameters, smoothing.replace(form="mixed"))
+        smoothing = ratios.smoothing.replace(form=smoothing.form)
+        shape, size = ratios.steps.mask.shape, ratios.actions.shape[-1]
+        flat, restore = ravel_pytree(ratios.parameters)
+
+        def columns(theta: Array) -> dict[str, Array]:
+            theta = restore(theta)
+            found = {}
+            if q is not None:
+                nodes, weights = action_nodes(smoothing, behaves(policy, theta, ratios.observations, size))
+                found["q"] = q(theta, ratios.observations, ratios.actions)
+                found["v"] = sum(
+                    weights[..., m] * q(theta, ratios.observations, nodes[..., m, :]) for m in range(nodes.shape[-2])
+                )
+            if ratio is not None:
+                found["ratio"] = ratio(theta, ratios.observations)
+            for name, column in found.items():
+                if jnp.shape(column) != shape:
+                    raise ValueError(f"{name} has shape {jnp.shape(column)}; {shape} is needed, one for every step.")
+            return {name: jnp.where(ratios.steps.mask, column, 0.0) for name, column in found.items()}
+
+        found = columns(flat)
+        slopes = jax.jacfwd(columns)(flat) if gradient else {}
+        return Nuisances(**found, **{f"{name}_gradient": slope for name, slope in slopes.items()})
+
+
+def fit_nuisances(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    model: LinearSieve | NetworkRegression | None = None,
+    *,
+    behaviour_at_target: Any = None,
+    folds: int = 2,
+    seed: int = 0,
+    gradient: bool = False,
+    largest_ratio: float | None = None,
+    discount: float = 1.0,
+    counts: Any = None,
+) -> Nuisances:
+    """Columns of fitted functions, each row from a fit to the other folds.
+
+    Under `jax.grad` with a `LinearSieve` derivatives pass through the fit, whatever `gradient` is. With a network they are
+    those that `gradient=True` has fitted, and must be asked for.
+
+    Args:
+        trajectories: n of them, as of `evaluate`.
+        policy: tau.
+        parameters: theta.
+        smoothing: kernel, bandwidth and form, as `evaluate` will have it.
+        model: `LinearSieve()` if None.
+        behaviour_at_target: as of `ratios.ratios_of`.
+        folds: into how many parts trajectories are put at random, 2 or more.
+        seed: of that, and of networks.
+        gradient: whether to fit derivatives, P numbers for every step.
+        largest_ratio: w is clipped there, or None.
+        discount: gamma.
+        counts: `float[n]`, or None for once each. Those that count 0 are not learned from.
+
+    Returns:
+        `Nuisances`.
+
+    Raises:
+        ValueError: for data, settings or policies that cannot be meant, folds fewer than 2 or more than trajectories, and
+            steps in which neither observations nor actions vary.
+    """
+    model = LinearSieve() if model is None else model
+    if largest_ratio is not None and not largest_ratio > 1.0:
+        raise ValueError(f"largest_ratio must be above 1, the mean of ratios, got {largest_ratio}.")
+    with common.float64(trajectories, parameters, smoothing, counts, model):
+        network = isinstance(model, NetworkRegression)
+        theta = jax.lax.stop_gradient(parameters) if network else parameters
+        shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
+        ratios = ratios_of(trajectories, policy, theta, smoothing, scores=gradient, **shared)
+        n = len(ratios.steps.counts)
+        if not 2 <= folds <= n:
+            raise ValueError(
+                f"folds must be between 2 and the number of trajectories, {n}, got {folds}: nuisances fitted to the rows that "
+                "they correct make estimates biased."
+            )
+        _check_variation(ratios)
+        member = np.random.default_rng(seed).permutation(np.arange(n) % folds)
+        found = _fitted(
+            ratios,
+            model,
+            jnp.asarray(member),
+            jax.random.key(seed),
+            jnp.asarray(jnp.inf if largest_ratio is None else largest_ratio, jnp.float64),
+            jnp.asarray(discount, jnp.float64),
+            policy=policy,
+            folds=folds,
+        )
+        if not network or not gradient:
+            return found
+        flat = ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), parameters))[0]
+        change = flat - jax.lax.stop_gradient(flat)
+        return found._replace(
+            q=found.q + found.q_gradient @ change,
+            v=found.v + found.v_gradient @ change,
+            ratio=found.ratio + found.ratio_gradient @ change,
+        )
+
+
+def _check_variation(ratios: Ratios) -> None:
+    if not common.is_concrete(ratios.steps, ratios.actions, ratios.observations):
+        return
+    inputs = np.asarray(_inputs(ratios.observations, ratios.actions))
+    shown = np.asarray(ratios.steps.mask)[..., None]
+    low = np.where(shown, inputs, np.inf).min(axis=0)
+    high = np.where(shown, inputs, -np.inf).max(axis=0)
+    several = shown[..., 0].sum(axis=0) > 1
+    constant = several & ~(high > low).any(axis=-1)
+    if constant.any():
+        raise ValueError(
+            f"in step {int(np.argmax(constant))} neither observations nor actions vary over trajectories: features are "
+            "constant, and action values cannot be told from them. Is the behaviour deterministic?"
+        )
+
+
+def _inputs(observations: Array, actions: Array) -> Array:
+    """`[n, T, O + A]`."""
+    return jnp.concatenate([_flat(observations), actions], axis=-1)
+
+
+def _flat(observations: Array) -> Array:
+    return observations.reshape(*observations.shape[:2], -1).astype(jnp.float64)
+
+
+class _Step(NamedTuple):
+    """Columns of one step, `[n, ...]`; time comes first where all are stacked."""
+
+    observations: Array
+    flat: Array
+    actions: Array
+    rewards: Array
+    log_ratio: Array
+    mask: Array
+    scores: Array | None
+    metric: Array | None
+    time: Array
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "folds"))
+def _fitted(
+    ratios: Ratios,
+    model: LinearSieve | NetworkRegression,
+    member: Array,
+    key: Array,
+    largest: Array,
+    discount: Array,
+    *,
+    policy: Policy,
+    folds: int,
+) -> Nuisances:
+    steps = ratios.steps
+    horizon = steps.mask.shape[1]
+    columns = (
+        ratios.observations,
+        _flat(ratios.observations),
+        ratios.actions,
+        steps.rewards,
+        steps.log_ratio,
+        steps.mask,
+        ratios.scores,
+        ratios.smoothing.metric,
+    )
+    data = _Step(*(None if x is None else jnp.moveaxis(x, 1, 0) for x in columns), jnp.arange(horizon))
+
+    def one(weights: Array) -> Nuisances:
+        values = _backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
+        marginal = _forwards(data, regression_of(model, ratio=True), weights, jax.random.fold_in(key, 1), largest)
+        return Nuisances(*values[:2], marginal[0], *values[2:], *marginal[1:])
+
+    train = steps.counts * (member != jnp.arange(folds)[:, None])
+    found = jax.vmap(one)(train)  # [folds, T, n, ...]
+
+    def own(column: Array) -> Array:
+        return jnp.moveaxis(column, 1, 2)[member, jnp.arange(len(member))]
+
+    return jax.tree.map(own, found)
+
+
+def _backwards(
+    data: _Step, ratios: Ratios, regression: Regression, weights: Array, key: Array, discount: Array, policy: Policy
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """q, v and their derivatives, `[T, n, ...]`, of a fit with these weights."""
+    theta, restore = ravel_pytree(ratios.parameters)
+    derivatives = data.scores is not None
+    outputs = 1 + (len(theta) if derivatives else 0)
+    size = data.actions.shape[-1]
+
+    def step(carry: tuple[Fitted, Array], now: _Step) -> tuple[tuple[Fitted, Array], Any]:
+        fitted, following = carry  # v and v' of the step after, 0 where the row has ended
+        targets = discount * following
+        targets = targets.at[:, 0].add(now.rewards)
+        taken = jnp.concatenate([now.flat, now.actions], axis=-1)
+        step_key = jax.random.fold_in(key, now.time + 2)
+        fitted = regression.fit(fitted, taken, targets, weights * now.mask, step_key)
+
+        def expected(flat: Array) -> tuple[Array, Array]:
+            smoothing = ratios.smoothing.replace(metric=now.metric)
+            nodes, shares = action_nodes(smoothing, behaves(policy, restore(flat), now.observations, size))
+            states = jnp.broadcast_to(now.flat[:, None], (*nodes.shape[:-1], now.flat.shape[-1]))
+            found = regression.predict(fitted, jnp.concatenate([states, nodes], axis=-1))
+            mean = jnp.sum(shares[..., None] * found, axis=1)
+            return mean[:, 0], mean
+
+        if derivatives:
+            through_policy, mean = jax.jacfwd(expected, has_aux=True)(theta)
+            mean = mean.at[:, 1:].add(through_policy)
+        else:
+            mean = expected(theta)[1]
+        mean = jnp.where(now.mask[:, None], mean, 0.0)
+        q = jnp.where(now.mask[:, None], regression.predict(fitted, taken), 0.0)
+        return (fitted, mean), (q, mean)
+
+    width = data.flat.shape[-1] + size
+    first = regression.start(width, outputs, key), jnp.zeros((len(weights), outputs))
+    _, (q, v) = jax.lax.scan(step, first, data, reverse=True)
+    if not derivatives:
+        return q[..., 0], v[..., 0], None, None
+    return q[..., 0], v[..., 0], q[..., 1:], v[..., 1:]
+
+
+def _forwards(
+    data: _Step, regression: Regression, weights: Array, key: Array, largest: Array
+) -> tuple[Array, Array | None, Array]:
+    """w, its derivative, and where it was clipped, `[T, n, ...]`."""
+    derivatives = data.scores is not None
+    outputs = 1 + (data.scores.shape[-1] if derivatives else 0)
+
+    def step(carry: tuple[Fitted, Array], now: _Step) -> tuple[tuple[Fitted, Array], Any]:
+        fitted, before = carry  # mu and d of the step before, kept where the row has ended
+        trained = weights * now.mask
+        fitted = regression.fit(fitted, now.flat, before, trained, jax.random.fold_in(key, now.time))
+        raw = regression.predict(fitted, now.flat)
+
+        def normalised(found: Array, previous: Array) -> Array:
+            kept = jnp.where(found > largest, largest, jnp.where(found > 0, found, 0.0))
+            mass = common.ratio(trained @ previous, weights @ previous)
+            mean = common.ratio(trained @ kept, jnp.sum(weights))
+            return kept * common.ratio(mass, mean)
+
+        start = now.time == 0
+        ratio = jnp.where(start, 1.0, normalised(raw[:, 0], before[:, 0]))
+        columns = [ratio[:, None]]
+        if derivatives:
+            turned = jax.vmap(lambda *slopes: jax.jvp(normalised, (raw[:, 0], before[:, 0]), slopes)[1], 1, 1)
+            columns.append(jnp.where(start, 0.0, turned(raw[:, 1:], before[:, 1:])))
+        found = jnp.concatenate(columns, axis=1)
+        eta = common.weights_of(now.log_ratio)[:, None]
+        after = [eta * found[:, :1]]
+        if derivatives:
+            after.append(eta * (found[:, 1:] + found[:, :1] * now.scores))
+        held = jnp.where(now.mask[:, None], jnp.concatenate(after, axis=1), before)
+        clipped = ~start & ((raw[:, 0] < 0) | (raw[:, 0] > largest)) & now.mask
+        return (fitted, held), (found, clipped.astype(jnp.float64))
+
+    unit = jnp.zeros((len(weights), outputs)).at[:, 0].set(1.0)
+    first = regression.start(data.flat.shape[-1], outputs, key), unit
+    _, (found, clipped) = jax.lax.scan(step, first, data)
+    return found[..., 0], found[..., 1:] if derivatives else None, clipped

@@ -1,0 +1,218 @@
+"""From trajectories and a deterministic policy to kernelised ratios, and to how these change with the policy's parameters.
+
+`eta_t = K_h(a_t - tau(s_t)) / b`, see `smoothing`; and the scores `g_t = d log eta_t / d theta`, theta the parameters as one
+vector, in the order of `jax.flatten_util.ravel_pytree`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jaxrl_off.estimators.deterministic.smoothing import Smoothing, checked, log_kernel
+from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory.common import Steps
+from jaxrl_off.types import Array, PyTree, Trajectories
+
+Policy = Callable[[PyTree, Array], Array]
+LogDensity = Callable[[Array, Array], Array]
+
+
+class Ratios(NamedTuple):
+    """Checked columns in float64, neutral where there is padding.
+
+    Attributes:
+        steps: counts, rewards, mask, discounts; `log_ratio` is log eta_t.
+        observations: `[n, T, *O]`, s_t; integers stay integers.
+        actions: `float64[n, T, A]`, a_t.
+        parameters: theta, float64.
+        smoothing: checked.
+        scores: `float64[n, T, P]`, g_t, 0 in the padding; None where they were not asked for.
+    """
+
+    steps: Steps
+    observations: Array
+    actions: Array
+    parameters: PyTree
+    smoothing: Smoothing
+    scores: Array | None
+
+
+def ratios_of(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    *,
+    behaviour_at_target: LogDensity | Any = None,
+    discount: float = 1.0,
+    counts: Any = None,
+    scores: bool = False,
+) -> Ratios:
+    """Check trajectories and policy, and make ratios. To be called within `common.float64`.
+
+    Args:
+        trajectories: n of them, with one array of observations, actions `float[n, T, A]`, and `behaviour_log_prob`, the
+            logarithm of the behaviour density of the actions; of form "point" `behaviour_at_target` takes its place.
+        policy: tau, `(parameters, observations [..., *O]) -> actions [..., A]`, row by row.
+        parameters: theta, a pytree of reals.
+        smoothing: kernel, bandwidth and form.
+        behaviour_at_target: of form "point", log b(tau(s_t)|s_t): `float[n, T]`, or a function `(observations [n, T, *O],
+            actions [n, T, A]) -> float[n, T]`, which gradients need.
+        discount: gamma, in [0, 1].
+        counts: `float[n]`, or None for once each.
+        scores: whether to have g_t.
+
+    Raises:
+        ValueError: for what `trajectory.common.steps_of` and `smoothing.checked` refuse; missing or infinite observations and
+            actions; policies of other shapes, or out of the bounds; a behaviour density that is 0 at the target action.
+    """
+    point = smoothing.form == "point"
+    if scores and smoothing.kernel == "uniform":
+        raise ValueError(
+            "the uniform kernel has no gradient: its ratios are constant but for jumps. Use 'epanechnikov' or 'gaussian'."
+        )
+    if point and behaviour_at_target is None:
+        raise ValueError(
+            "form 'point' needs behaviour_at_target, log b(tau(s)|s); where it is not known use form 'mixed', or "
+            "behaviour.estimate_behaviour_density."
+        )
+    if point and scores and not callable(behaviour_at_target):
+        raise ValueError(
+            "gradients with form 'point' need behaviour_at_target as a function of observations and actions."
+        )
+    # a first pass for shapes and masks, before the policy is asked
+    steps = common.steps_of(trajectories._replace(behaviour_log_prob=None), None, discount=discount, counts=counts)
+    observations = _column("observations", trajectories.observations, steps, 0)
+    actions = _column("actions", trajectories.actions, steps, 1)
+    if actions.ndim != 3:
+        raise ValueError(
+            f"actions have shape {actions.shape}; float[n, T, A] is needed, with A = 1 for single numbers."
+        )
+    parameters = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), parameters)
+    smoothing = checked(smoothing, actions.shape[-1])
+    if smoothing.metric is not None and smoothing.metric.shape[:2] != actions.shape[:2]:
+        raise ValueError(f"metric has shape {smoothing.metric.shape}, actions {actions.shape}; n and T must agree.")
+    numerator, target, at_target, slopes = _kernels(
+        parameters,
+        observations,
+        actions,
+        smoothing,
+        policy=policy,
+        density=behaviour_at_target if point and callable(behaviour_at_target) else None,
+        scores=scores,
+    )
+    _check_target(target, smoothing, steps)
+    if point:
+        given = at_target if callable(behaviour_at_target) else behaviour_at_target
+        trajectories = trajectories._replace(behaviour_log_prob=_density(given, steps))
+    numerator = jnp.where(steps.mask, numerator, 0.0)
+    steps = common.steps_of(trajectories, numerator, discount=discount, counts=counts)
+    if scores:
+        slopes = jnp.where(steps.mask[..., None], slopes, 0.0)
+    return Ratios(steps, observations, actions, parameters, smoothing, slopes)
+
+
+def behaves(policy: Policy, parameters: PyTree, observations: Array, size: int) -> Array:
+    """Actions of a policy, `float64[..., A]`, of the right shape.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    found = jnp.asarray(policy(parameters, observations), jnp.float64)
+    if found.ndim < 2 or found.shape != (*observations.shape[: found.ndim - 1], size):
+        raise ValueError(
+            f"the policy gives shape {found.shape} for observations {observations.shape}; [..., {size}] is needed, as logged "
+            "actions have that many numbers."
+        )
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "density", "scores"))
+def _kernels(
+    parameters: PyTree,
+    observations: Array,
+    actions: Array,
+    smoothing: Smoothing,
+    *,
+    policy: Policy,
+    density: LogDensity | None,
+    scores: bool,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """log K_h, tau, log b(tau|s) and the scores."""
+    flat, restore = ravel_pytree(parameters)
+
+    def of(theta: Array) -> tuple[Array, tuple[Array, Array, Array | None]]:
+        target = behaves(policy, restore(theta), observations, actions.shape[-1])
+        if target.shape != actions.shape:
+            raise ValueError(f"the policy gives shape {target.shape}; logged actions have {actions.shape}.")
+        numerator = log_kernel(smoothing, actions, target)
+        at_target = None
+        if density is not None:
+            at_target = jnp.asarray(density(observations, target), jnp.float64)
+        log_ratio = numerator if at_target is None else numerator - jnp.where(jnp.isfinite(at_target), at_target, 0.0)
+        return log_ratio, (numerator, target, at_target)
+
+    if not scores:
+        return *of(flat)[1], None
+    slopes, found = jax.jacfwd(of, has_aux=True)(flat)
+    return *found, slopes
+
+
+def _column(name: str, given: Any, steps: Steps, trailing: int) -> Array:
+    """Observations or actions, checked where they are shown, 0 elsewhere."""
+    if given is None:
+        raise ValueError(f"the trajectories have no {name}, from which the target policy's ratios are made.")
+    leaves = jax.tree.leaves(given)
+    if len(leaves) != 1 or leaves[0] is not given:
+        raise ValueError(f"{name} are a {type(given).__name__}; a single array is allowed. Flatten them.")
+    column, mask = jnp.asarray(given), steps.mask
+    if column.shape[:2] != mask.shape or column.ndim < 2 + trailing:
+        raise ValueError(
+            f"{name} have shape {column.shape}; with rewards {mask.shape} it must be [n, T{', A' * trailing}]."
+        )
+    if jnp.issubdtype(column.dtype, jnp.floating) or trailing:
+        column = column.astype(jnp.float64)
+        wrong = mask & ~jnp.isfinite(column).reshape(*mask.shape, -1).all(axis=-1)
+        if common.is_concrete(wrong) and bool(jnp.any(wrong)):
+            row, step = np.argwhere(np.asarray(wrong))[0]
+            raise ValueError(f"{name} must be finite; step {step} of trajectory {row} is not. Mend the data.")
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (column.ndim - 2)), column, jnp.zeros((), column.dtype))
+
+
+def _check_target(target: Array, smoothing: Smoothing, steps: Steps) -> None:
+    if not common.is_concrete(target, smoothing, steps):
+        return
+    shown = steps.mask[..., None]
+    if not bool(jnp.all(jnp.isfinite(target) | ~shown)):
+        raise ValueError("the policy's actions must be finite in all states; look at its parameters.")
+    if smoothing.lower is not None:
+        inside = (target >= smoothing.lower) & (target <= smoothing.upper)
+        if not bool(jnp.all(inside | ~shown)):
+            raise ValueError(
+                "the policy's actions must lie within the bounds lower and upper; clip them in the policy."
+            )
+
+
+def _density(given: Any, steps: Steps) -> Any:
+    density = jnp.asarray(given, jnp.float64)
+    if density.shape != steps.mask.shape:
+        raise ValueError(
+            f"behaviour_at_target has shape {density.shape}; {steps.mask.shape} is needed, one for every step."
+        )
+    if common.is_concrete(density, steps):
+        wrong = np.asarray(steps.mask & ~jnp.isfinite(density))
+        if wrong.any():
+            row, step = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"behaviour_at_target is {density[row, step]} in step {step} of trajectory {row}: the behaviour density must "
+                "be positive at the target action. Use form 'mixed', which needs it at logged actions alone, or a "
+                "policy nearer to the data."
+            )
+    return density
