@@ -207,6 +207,23 @@ def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.n
             )
 
 
+def column_of(name: str, given: Any, steps: Steps) -> Array:
+    """A further column `[n, T]` in float64, 0 in the padding.
+
+    Raises:
+        ValueError: for another shape, or numbers that are not finite.
+    """
+    library = np if is_concrete(given, steps) else jnp
+    column = library.asarray(given, library.float64)
+    if column.shape != steps.rewards.shape:
+        raise ValueError(
+            f"{name} has shape {column.shape}, rewards {steps.rewards.shape}; every step needs one of each."
+        )
+    if library is np and not np.isfinite(column[np.asarray(steps.mask)]).all():
+        raise ValueError(f"{name} must be finite at all steps that were made.")
+    return jnp.where(steps.mask, column, 0.0)
+
+
 def check_weights(window: int | None, clip: float | None) -> None:
     """Refuse settings of `log_weights` that cannot be meant.
 

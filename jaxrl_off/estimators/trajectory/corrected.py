@@ -167,7 +167,9 @@ def double_reinforcement_learning(
     checked = common.settings_of(**settings)
     with common.float64(trajectories, marginal_ratio, counts):
         steps = common.steps_of(trajectories, None, discount=discount, counts=counts)
-        ratios, q, v = (_column(name, x, steps) for name, x in (("marginal_ratio", marginal_ratio), ("q", q), ("v", v)))
+        ratios, q, v = (
+            common.column_of(name, x, steps) for name, x in (("marginal_ratio", marginal_ratio), ("q", q), ("v", v))
+        )
         if common.is_concrete(ratios) and bool(jnp.any(ratios < 0)):
             raise ValueError("marginal_ratio must not be negative: it is a ratio of probabilities.")
         log_weight = common.held(jnp.log(ratios), steps.mask)
@@ -237,19 +239,6 @@ def _magic(
     return lambda counts: jnp.sum(x * returns(counts)[jnp.asarray(mixed)])
 
 
-def _column(name: str, given: Any, steps: Steps) -> Array:
-    """A column in float64, 0 in the padding."""
-    library = np if common.is_concrete(given, steps) else jnp
-    column = library.asarray(given, library.float64)
-    if column.shape != steps.rewards.shape:
-        raise ValueError(
-            f"{name} has shape {column.shape}, rewards {steps.rewards.shape}; every step needs one of each."
-        )
-    if library is np and not np.isfinite(column[np.asarray(steps.mask)]).all():
-        raise ValueError(f"{name} must be finite at all steps that were made.")
-    return jnp.where(steps.mask, column, 0.0)
-
-
 def _limits(steps: Steps, q: Array, v: Array, known: Known, window: int | None, clip: Any) -> Limits:
     """Ranges of doubly robust terms, `v_0 + sum_t gamma^t w_t (r_t + gamma v_{t+1} - q_t)`, and of the value."""
     low, high = known.range
@@ -284,7 +273,7 @@ def _estimate(
     limits = None
     with common.float64(trajectories, target_log_prob, counts):
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
-        q, v = _column("q", q, steps), _column("v", v, steps)
+        q, v = common.column_of("q", q, steps), common.column_of("v", v, steps)
         if known is not None:
             # errors of Q, which weights multiply, may have either sign
             errors = known.range and (known.range[0] - known.range[1], known.range[1] - known.range[0])

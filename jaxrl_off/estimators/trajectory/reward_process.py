@@ -112,7 +112,7 @@ def inputs_of(
         ValueError: for data or settings that cannot be meant.
     """
     form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
-    _check_form(form)
+    check_form(form)
     common.check_weights(None, clip)
     steady = common.is_concrete(smoothing)
     if steady and not 0.0 <= smoothing < np.inf:
@@ -147,7 +147,12 @@ def inputs_of(
     return Inputs(steps, states, successors, leaves, discount, clip, smoothing), form
 
 
-def _check_form(form: Form) -> None:
+def check_form(form: Form) -> None:
+    """Refuse a member that is none.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
     if form.num_states < 1:
         raise ValueError(f"num_states must be at least 1, got {form.num_states}.")
     for name, allowed in (("normalisation", NORMALISATIONS), ("termination", TERMINATIONS)):
@@ -188,13 +193,18 @@ def log_weights_of(inputs: Inputs, window: int | None, form: Form) -> tuple[Arra
     return now + decay, jnp.pad(shorter, [(0, 0), (1, 0)])[:, :horizon] + decay
 
 
-def weights_of(inputs: Inputs, now: Array, before: Array | None, form: Form) -> Weights:
-    """Weights of steps, the largest of every cell being 1."""
-    mask, states = inputs.steps.mask, inputs.states
+def factor_of(inputs: Inputs, now: Array, before: Array | None, form: Form) -> Array:
+    """Logarithm of the largest weight of every cell, `float64[|Z|]`."""
     both = now if before is None else jnp.maximum(now, before)
-    shown = jnp.where(mask, jax.lax.stop_gradient(both), -jnp.inf)
-    factor = jax.ops.segment_max(shown.ravel(), states.ravel(), form.num_states)
-    least = jnp.where(jnp.isfinite(factor), factor, 0.0)[states]
+    shown = jnp.where(inputs.steps.mask, jax.lax.stop_gradient(both), -jnp.inf)
+    return jax.ops.segment_max(shown.ravel(), inputs.states.ravel(), form.num_states)
+
+
+def weights_of(inputs: Inputs, now: Array, before: Array | None, form: Form, factor: Array | None = None) -> Weights:
+    """Weights of steps less the factor of their cell, None for that of `factor_of`."""
+    mask = inputs.steps.mask
+    factor = factor_of(inputs, now, before, form) if factor is None else factor
+    least = jnp.where(jnp.isfinite(factor), factor, 0.0)[inputs.states]
 
     def scaled(log_weight: Array) -> Array:
         return jnp.where(mask, jnp.exp(jnp.where(mask, log_weight - least, 0.0)), 0.0)
@@ -202,8 +212,30 @@ def weights_of(inputs: Inputs, now: Array, before: Array | None, form: Form) -> 
     return Weights(scaled(now), None if before is None else scaled(before), factor)
 
 
-def process_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> AbstractRewardProcess:
-    """The process where trajectories count `counts [n]`; takes memory for the data once, and for |Z|^2 numbers."""
+class Sums(NamedTuple):
+    """Sums over trajectories that a process is made from, linear in counts; all but three times e^-factor of the cell.
+
+    Attributes:
+        table: `float64[|Z|, |Z| + 1]`, weights by z_t and z_{t+1}; the last column is leaving.
+        reward: `float64[|Z|]`, weights times rewards.
+        before: `float64[|Z|]`, weights without the ratio of step t, or None where weights normalise themselves.
+        leaving: `float64[|Z|]`, weights of steps that leave, or None where that is in the table.
+        steps: `float64[|Z|]`, how many there are; without a factor.
+        initial: `float64[|Z|]`, trajectories by z_0; without a factor.
+        total: `float64[]`, trajectories; without a factor.
+    """
+
+    table: Array
+    reward: Array
+    before: Array | None
+    leaving: Array | None
+    steps: Array
+    initial: Array
+    total: Array
+
+
+def sums_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> Sums:
+    """Sums where trajectories count `counts [n]`; takes memory for the data once, and for |Z|^2 numbers."""
     size, often = form.num_states, counts[:, None]
 
     def sums(values: Array, cells: Array, number: int = size) -> Array:
@@ -211,26 +243,42 @@ def process_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> A
 
     now = often * weights.now
     table = sums(now, inputs.states * (size + 1) + inputs.successors, size * (size + 1)).reshape(size, size + 1)
-    total = jnp.sum(table, axis=1) if weights.before is None else sums(often * weights.before, inputs.states)
-    transition = common.ratio(table[:, :size], total[:, None])
-    if form.termination == "joint":
-        leaving = common.ratio(table[:, size], total)
-    else:
-        leaving = common.ratio(sums(now * inputs.leaves, inputs.states), total)
+    return Sums(
+        table=table,
+        reward=sums(now * inputs.steps.rewards, inputs.states),
+        before=None if weights.before is None else sums(often * weights.before, inputs.states),
+        leaving=None if form.termination == "joint" else sums(now * inputs.leaves, inputs.states),
+        steps=sums(often * inputs.steps.mask, inputs.states),
+        initial=sums(counts, inputs.states[:, 0]),
+        total=jnp.sum(counts),
+    )
+
+
+def process_from(sums: Sums, factor: Array, smoothing: Array | None) -> AbstractRewardProcess:
+    """The process of sums with the factors of their cells, and alpha for each trajectory."""
+    going_to = sums.table[:, :-1]
+    total = jnp.sum(sums.table, axis=1) if sums.before is None else sums.before
+    transition = common.ratio(going_to, total[:, None])
+    leaving = common.ratio(sums.table[:, -1] if sums.leaving is None else sums.leaving, total)
+    if sums.leaving is not None:
         transition *= (1.0 - leaving)[:, None]
     leaving = jnp.where(total > 0, leaving, 1.0)
-    if inputs.smoothing is not None:
-        steps = sums(often * inputs.steps.mask, inputs.states)
-        going_on = common.ratio(steps, steps + inputs.smoothing * jnp.sum(counts))
+    if smoothing is not None:
+        going_on = common.ratio(sums.steps, sums.steps + smoothing * sums.total)
         transition, leaving = transition * going_on[:, None], 1.0 - going_on * (1.0 - leaving)
-    visits = total * jnp.exp(weights.factor - jnp.maximum(jnp.max(weights.factor), -_LARGEST))
+    visits = total * jnp.exp(factor - jnp.maximum(jnp.max(factor), -_LARGEST))
     return AbstractRewardProcess(
-        initial=sums(counts, inputs.states[:, 0]) / jnp.sum(counts),
+        initial=sums.initial / sums.total,
         transition=transition,
-        reward=common.ratio(sums(now * inputs.steps.rewards, inputs.states), total),
+        reward=common.ratio(sums.reward, total),
         exit=leaving,
         visits=common.ratio(visits, jnp.sum(visits)),
     )
+
+
+def process_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> AbstractRewardProcess:
+    """The process where trajectories count `counts [n]`."""
+    return process_from(sums_of(counts, inputs, weights, form), weights.factor, inputs.smoothing)
 
 
 def _reached_and_trapped(process: AbstractRewardProcess) -> tuple[Array, Array]:
@@ -262,34 +310,48 @@ def _system(process: AbstractRewardProcess, discount: Array) -> tuple[Array, Arr
 
 def value_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> Array:
     """`eta^T (I - gamma P)^{-1} R`; infinite with the sign of what is gained forever."""
-    process = process_of(counts, inputs, weights, form)
-    matrix, reward, endless = _system(process, inputs.discount)
+    return value_from(process_of(counts, inputs, weights, form), inputs.discount)
+
+
+def value_from(process: AbstractRewardProcess, discount: Array) -> Array:
+    """The value of a process, as `value_of`."""
+    matrix, reward, endless = _system(process, discount)
     value = jnp.sum(process.initial * jnp.linalg.solve(matrix, reward))
     gain = jnp.sum(jnp.where(endless, process.visits * process.reward, 0.0))
     return jnp.where(jnp.any(endless), jnp.inf * jax.lax.stop_gradient(gain), value)
 
 
+def squares_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> Array:
+    """Sums of squared weights by cell, `float64[|Z|]`, times e^(-2 factor)."""
+    now = jnp.where(counts[:, None] > 0, weights.now, 0.0)
+    return jax.ops.segment_sum((counts[:, None] * jnp.square(now)).ravel(), inputs.states.ravel(), form.num_states)
+
+
 def diagnostics_of(inputs: Inputs, weights: Weights, form: Form) -> dict[str, Array]:
     """What `star` says of the process beside its value."""
     counts = inputs.steps.counts
-    process = process_of(counts, inputs, weights, form)
-    matrix, _, endless = _system(process, inputs.discount)
+    sums = sums_of(counts, inputs, weights, form)
+    squares = squares_of(counts, inputs, weights, form)
+    return diagnostics_from(sums, squares, weights.factor, inputs.smoothing, inputs.discount)
+
+
+def diagnostics_from(
+    sums: Sums, squares: Array, factor: Array, smoothing: Array | None, discount: Array
+) -> dict[str, Array]:
+    """As `diagnostics_of`, from sums."""
+    process = process_from(sums, factor, smoothing)
+    matrix, _, endless = _system(process, discount)
     inverse = jnp.linalg.inv(matrix)
     norms = [jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (matrix, inverse)]
     condition = jnp.where(jnp.any(endless) | ~jnp.isfinite(norms[1]), 0.0, 1.0 / (norms[0] * norms[1]))
-    now = jnp.where(counts[:, None] > 0, weights.now, 0.0)
-    moments = [
-        jax.ops.segment_sum((counts[:, None] * x).ravel(), inputs.states.ravel(), form.num_states)
-        for x in (now, jnp.square(now))
-    ]
-    effective = common.ratio(jnp.square(moments[0]), moments[1])
-    visited = jnp.isfinite(weights.factor)
+    effective = common.ratio(jnp.square(jnp.sum(sums.table, axis=1)), squares)
+    visited = jnp.isfinite(factor)
     smallest = jnp.min(jnp.where(visited, effective, jnp.inf))
     return {
         "condition": condition,
-        "visited_states": jnp.sum(visited).astype(counts.dtype),
+        "visited_states": jnp.sum(visited).astype(effective.dtype),
         "smallest_visit": jnp.where(jnp.isfinite(smallest), smallest, 0.0),
-        "exit_zero": jnp.sum(_reached_and_trapped(process)[1]).astype(counts.dtype),
+        "exit_zero": jnp.sum(_reached_and_trapped(process)[1]).astype(effective.dtype),
         "unsupported_mass": jnp.sum(process.initial * (inverse @ ~visited)),
     }
 
