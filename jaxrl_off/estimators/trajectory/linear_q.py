@@ -66,7 +66,7 @@ class LinearQ(NamedTuple):
     parameters: Array
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """What moments are sums of; every leaf `[n, ...]`, or None where a method has no use for it.
 
     `weight_t (x_t, or rho_t x_t - y_t) response_t` make the right-hand side, and `weight_t x_t right_t^T` the left-hand one,
@@ -78,8 +78,8 @@ class _Rows(NamedTuple):
     right: Array
     response: Array
     start: Array
-    shares: Array | None
-    state: Array | None
+    shares: Array | None = None
+    state: Array | None = None
 
 
 class _Moments(NamedTuple):
@@ -138,7 +138,7 @@ def fit_linear_q(
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit, target_log_prob=target_log_prob)
     with common.float64(trajectories, target, counts, target_log_prob, behaviour_probability):
         columns, steps, rows = _prepared(trajectories, target, method, features, behaviour_probability, options)
-        parameters = _parameters(rows, steps.counts, jnp.asarray(ridge, jnp.float64))
+        parameters = solved(rows, steps.counts, jnp.asarray(ridge, jnp.float64))
         values = action_values(columns.taken @ parameters, columns.expected @ parameters, trajectories)
         return LinearQ(values, parameters)
 
@@ -175,7 +175,7 @@ def linear_q_evaluation(
     with common.float64(trajectories, target, counts, target_log_prob, behaviour_probability):
         _, steps, rows = _prepared(trajectories, target, method, features, behaviour_probability, options)
         size = common.resample_size(counts)
-        return _evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), settings=checked, size=size)
+        return evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), settings=checked, size=size)
 
 
 def linear_columns(transitions: Transitions, features: str | Callable[..., Array]) -> LinearColumns:
@@ -188,13 +188,7 @@ def linear_columns(transitions: Transitions, features: str | Callable[..., Array
     Raises:
         ValueError: for features that are not known, or give other shapes.
     """
-    if isinstance(features, str):
-        if features not in FEATURES:
-            raise ValueError(f"features must be a function or one of {', '.join(FEATURES)}, got {features!r}.")
-        transitions = standardised(transitions, standardisation_of(transitions))
-        function = functools.partial(_polynomial, features == "quadratic")
-    else:
-        function = features
+    transitions, function = _function_of(transitions, features)
     states, weights = transitions.observations, transitions.target.weights
     known = jnp.any(weights > 0, axis=-1)
     if transitions.target.actions is None:
@@ -209,6 +203,54 @@ def linear_columns(transitions: Transitions, features: str | Callable[..., Array
             for m in range(weights.shape[-1])
         )
     return LinearColumns(jnp.where(transitions.mask[..., None], taken, 0.0), expected)
+
+
+def state_columns(transitions: Transitions, features: str | Callable[..., Array]) -> Array:
+    """Features of states alone, `float64[n, T + 1, F]`, 0 where they are not known. Within `common.float64`.
+
+    Args:
+        transitions: checked.
+        features: `observation [*O] -> [F]`, or a name as in `fit_linear_q`.
+
+    Raises:
+        ValueError: for features that are not known, or give other shapes.
+    """
+    transitions, function = _function_of(transitions, features)
+    known = jnp.any(transitions.target.weights > 0, axis=-1)
+    return jnp.where(known[..., None], _mapped(function, transitions.observations), 0.0)
+
+
+def with_ratios(
+    trajectories: Trajectories, transitions: Transitions, target_log_prob: Any, discount: float, counts: Any
+) -> Steps:
+    """Steps with importance ratios, from `target_log_prob` or, where that is None, from probabilities of discrete actions.
+
+    Raises:
+        ValueError: if neither is there, or behaviour probabilities are missing.
+    """
+    if target_log_prob is None:
+        if transitions.target.actions is not None:
+            raise ValueError("ratios of continuous actions need target_log_prob, log pi_e(a_t|s_t) [n, T].")
+        chosen = taken_probability(transitions)
+        target_log_prob = jnp.where(chosen > 0, jnp.log(jnp.where(chosen > 0, chosen, 1.0)), -jnp.inf)
+    return common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
+
+
+def taken_probability(transitions: Transitions) -> Array:
+    """pi_e(a_t|s_t) of discrete actions, `float64[n, T]`."""
+    return jnp.take_along_axis(transitions.target.weights[:, :-1], transitions.actions[..., None], axis=-1)[..., 0]
+
+
+def _function_of(
+    transitions: Transitions, features: str | Callable[..., Array]
+) -> tuple[Transitions, Callable[..., Array]]:
+    """The function of features, and transitions on the scale that it wants."""
+    if not isinstance(features, str):
+        return transitions, features
+    if features not in FEATURES:
+        raise ValueError(f"features must be a function or one of {', '.join(FEATURES)}, got {features!r}.")
+    transitions = standardised(transitions, standardisation_of(transitions))
+    return transitions, functools.partial(_polynomial, features == "quadratic")
 
 
 def _polynomial(quadratic: bool, *given: Array) -> Array:
@@ -240,7 +282,7 @@ def _prepared(
     features: str | Callable[..., Array],
     behaviour_probability: Any,
     options: dict[str, Any],
-) -> tuple[LinearColumns, Steps, _Rows]:
+) -> tuple[LinearColumns, Steps, Rows]:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if method != "fitted" and not options["horizon_exit"]:
@@ -250,17 +292,18 @@ def _prepared(
     if method == "fitted":
         following = (transitions.discount * transitions.continues)[..., None] * columns.expected[:, 1:]
         rows = (transitions.used, columns.taken, columns.taken - following, transitions.steps.rewards)
-        return columns, transitions.steps, _Rows(*rows, columns.expected[:, 0], None, None)
+        return columns, transitions.steps, Rows(*rows, columns.expected[:, 0])
     behaviour = None
     if method == "mrdr":
         behaviour = _behaviour(transitions, behaviour_probability)
         chosen = jnp.take_along_axis(behaviour, transitions.actions[..., None], axis=-1)[..., 0]
         trajectories = trajectories._replace(behaviour_log_prob=jnp.log(chosen))
-    steps = _with_ratios(trajectories, transitions, options, method)
+    given = options["target_log_prob"] if method == "q_regression" else None
+    steps = with_ratios(trajectories, transitions, given, options["discount"], options["counts"])
     before, now, ahead = returns_ahead(steps, transitions.used)
     if method == "q_regression":
-        rows = (now, columns.taken, columns.taken, common.ratio(ahead, now), columns.expected[:, 0], None, None)
-        return columns, steps, _Rows(*rows)
+        rows = (now, columns.taken, columns.taken, common.ratio(ahead, now), columns.expected[:, 0])
+        return columns, steps, Rows(*rows)
     assert behaviour is not None
     policy = transitions.target.weights[:, :-1]
     ratio = jnp.exp(steps.log_ratio)[..., None]
@@ -269,7 +312,7 @@ def _prepared(
     return (
         columns,
         steps,
-        _Rows(
+        Rows(
             before * now,
             ratio * columns.taken - y,
             y,
@@ -303,18 +346,7 @@ def _behaviour(transitions: Transitions, given: Any) -> Array:
     return jnp.where(behaviour > 0, behaviour, 1.0)
 
 
-def _with_ratios(trajectories: Trajectories, transitions: Transitions, options: dict[str, Any], method: str) -> Steps:
-    if options["target_log_prob"] is not None and method == "q_regression":
-        return transitions.steps
-    if transitions.target.actions is not None:
-        raise ValueError("q_regression with continuous actions needs target_log_prob, log pi_e(a_t|s_t) [n, T].")
-    policy = transitions.target.weights[:, :-1]
-    chosen = jnp.take_along_axis(policy, transitions.actions[..., None], axis=-1)[..., 0]
-    log_prob = jnp.where(chosen > 0, jnp.log(jnp.where(chosen > 0, chosen, 1.0)), -jnp.inf)
-    return common.steps_of(trajectories, log_prob, discount=options["discount"], counts=options["counts"])
-
-
-def _moments(rows: _Rows, counts: Array) -> _Moments:
+def _moments(rows: Rows, counts: Array) -> _Moments:
     """Sums over trajectories, linear in counts."""
     weight = counts[:, None] * rows.weight
     left = weight[..., None] * rows.left
@@ -333,7 +365,7 @@ def _moments(rows: _Rows, counts: Array) -> _Moments:
     return _Moments(system, response, seen, jnp.sum(weight), counts @ rows.start)
 
 
-def _moment_function(rows: _Rows) -> Callable[[Array], _Moments]:
+def _moment_function(rows: Rows) -> Callable[[Array], _Moments]:
     """`counts -> _Moments`, by way of moments of every trajectory where these are not too many."""
     n, size = rows.start.shape
     if n * size * size > _MOST_MOMENTS:
@@ -349,12 +381,14 @@ def _system(moments: _Moments, ridge: Array) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _parameters(rows: _Rows, counts: Array, ridge: Array) -> Array:
+def solved(rows: Rows, counts: Array, ridge: Array) -> Array:
+    """theta of the system that rows make."""
     return jnp.linalg.solve(*_system(_moments(rows, counts), ridge))
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "size"))
-def _evaluated(rows: _Rows, steps: Steps, ridge: Array, *, settings: Settings, size: int | None) -> Estimate:
+def evaluated(rows: Rows, steps: Steps, ridge: Array, *, settings: Settings, size: int | None) -> Estimate:
+    """The `Estimate` of `mean_i start_i . theta`; see `linear_q_evaluation`."""
     moments_of = _moment_function(rows)
 
     def statistic(counts: Array) -> Array:

@@ -195,7 +195,7 @@ def test_moments_by_trajectory_are_those_of_all(data, target, counts, method, mo
     )
     one = linear_q.linear_q_evaluation(data, target, **settings)
     monkeypatch.setattr(linear_q, "_MOST_MOMENTS", 0)
-    linear_q._evaluated.clear_cache()
+    linear_q.evaluated.clear_cache()
     other = linear_q.linear_q_evaluation(data, target, **settings)
     np.testing.assert_allclose(one.value, other.value, rtol=1e-9)
     np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=1e-8)
