@@ -22,6 +22,7 @@ from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.networks import ACTIVATIONS, MLP
 from jaxrl_off.types import Array, PyTree
 
+RATIOS = ("normal", "polynomial")
 _MOST_FEATURES = 1000
 
 
@@ -33,16 +34,23 @@ def _static(default: Any) -> Any:
 class LinearSieve:
     """Least squares on polynomials or given features, in closed form; derivatives pass through the fit.
 
+    The authors' code has polynomials of degree 4 for the marginal ratio. These grow in the tails, where ratios vanish, and are
+    negative in places: estimates that lean on the ratio alone are then of no use. "normal" is the ratio of the normal laws that
+    have the first two moments of the two laws of states: positive, exact where both are normal, and of finite variance
+    where the target's law is less wide than sqrt(2) times the other.
+
     Attributes:
         degree: of the polynomials in observation and action that q is linear in; all monomials up to it.
-        ratio_degree: of those in the observation for the marginal ratio.
+        ratio: "normal" or "polynomial", for the marginal ratio.
+        ratio_degree: of polynomials in the observation.
         ridge: added to the covariance of the features.
         features: `inputs [O + A] -> [F]` in the place of the polynomials of q; no intercept is needed. Inputs are observations
             and actions in a row, less their mean and over their deviation in each step.
-        ratio_features: `inputs [O] -> [F]`, likewise for the ratio.
+        ratio_features: `inputs [O] -> [F]`, likewise for the ratio, in the place of what `ratio` says.
     """
 
     degree: int = _static(2)
+    ratio: str = _static("normal")
     ratio_degree: int = _static(4)
     ridge: Any = 1e-8
     features: Callable[[Array], Array] | None = _static(None)
@@ -52,6 +60,8 @@ class LinearSieve:
         """Refuse what cannot be meant."""
         if self.degree < 1 or self.ratio_degree < 1:
             raise ValueError(f"degrees must be at least 1, got {self.degree} and {self.ratio_degree}.")
+        if self.ratio not in RATIOS:
+            raise ValueError(f"ratio must be one of {', '.join(RATIOS)}, got {self.ratio!r}.")
 
 
 @flax.struct.dataclass
@@ -114,6 +124,8 @@ def regression_of(model: LinearSieve | NetworkRegression, *, ratio: bool) -> Reg
     """
     if isinstance(model, LinearSieve):
         given = model.ratio_features if ratio else model.features
+        if ratio and given is None and model.ratio == "normal":
+            return _normal_ratio(model.ridge)
         degree = model.ratio_degree if ratio else model.degree
         return _linear(given or _monomials(degree), model.ridge)
     if isinstance(model, NetworkRegression):
@@ -177,6 +189,59 @@ def _linear(features: Callable[[Array], Array], ridge: Any) -> Regression:
 
     def predict(fitted: Fitted, inputs: Array) -> Array:
         return expand(fitted, inputs) @ fitted.parameters + fitted.intercept
+
+    return Regression(start, fit, predict)
+
+
+class _Exponent(NamedTuple):
+    """`log w = x^T square x + linear x + constant`, and its derivatives: the last axis is `1 + P`."""
+
+    square: Array
+    linear: Array
+    constant: Array
+
+
+def _normal_ratio(ridge: Any) -> Regression:
+    """`w(x) = N(x; m, C) / N(x; 0, B)`, B the covariance of standardised inputs, m and C moments with the targets for weights.
+
+    Targets are mu of the step before and its derivatives; what is predicted are w and its derivatives.
+    """
+
+    def start(size: int, outputs: int, key: Array) -> Fitted:
+        zeros = jnp.zeros(outputs)
+        exponent = _Exponent(jnp.zeros((size, size, outputs)), jnp.zeros((size, outputs)), zeros)
+        return Fitted(jnp.zeros(size), jnp.ones(size), exponent, zeros, zeros + 1.0)
+
+    def fit(fitted: Fitted, inputs: Array, targets: Array, weights: Array, key: Array) -> Fitted:
+        mean, deviation = _moments(inputs, weights)
+        x = (inputs - mean) / deviation
+        identity = jnp.eye(x.shape[-1])
+
+        def law(shares: Array) -> tuple[Array, Array]:
+            centre = shares @ x
+            covariance = ((x - centre) * shares[:, None]).T @ (x - centre)
+            return centre, covariance + ridge * identity
+
+        def exponent(mass: Array) -> _Exponent:
+            shares = common.ratio(weights * mass, weights @ mass)
+            # what never varies must not be divided by its variance
+            still = jnp.diag(jnp.where(jnp.abs(x).max(axis=0, initial=0.0) > 0, 0.0, 1.0))
+            ours, theirs = law(shares), law(common.ratio(weights, jnp.sum(weights)))
+            precision, other = (jnp.linalg.inv(covariance + still) for _, covariance in (ours, theirs))
+            volume = jnp.linalg.slogdet(precision)[1] - jnp.linalg.slogdet(other)[1]
+            constant = 0.5 * (volume - ours[0] @ precision @ ours[0])
+            return _Exponent(0.5 * (other - precision), precision @ ours[0], constant)
+
+        found = exponent(targets[:, 0])
+        slopes = jax.vmap(lambda slope: jax.jvp(exponent, (targets[:, 0],), (slope,))[1], 1, -1)(targets[:, 1:])
+        joined = jax.tree.map(lambda one, more: jnp.concatenate([one[..., None], more], axis=-1), found, slopes)
+        return fitted._replace(mean=mean, deviation=deviation, parameters=joined)
+
+    def predict(fitted: Fitted, inputs: Array) -> Array:
+        x, exponent = (inputs - fitted.mean) / fitted.deviation, fitted.parameters
+        found = jnp.einsum("...i,...j,ijp->...p", x, x, exponent.square) + x @ exponent.linear + exponent.constant
+        ratio = common.weights_of(found[..., :1])
+        return jnp.concatenate([ratio, ratio * found[..., 1:]], axis=-1)
 
     return Regression(start, fit, predict)
 
