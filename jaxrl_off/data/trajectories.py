@@ -1,12 +1,13 @@
 """Logged trajectories (`Trajectories`): of episodes, arrays, demonstrations and files; checked, cut, joined, stored.
 
-All of this is NumPy on the host but for the fit of `clone_behaviour`. Constructors check that pieces fit together; what
-stands in them is checked by `check`. Rewards and log-probabilities are float64, observations and actions keep their
-type, but for integers of 64 bits, which become int32. Padding is 0 and False.
+All of this is NumPy on the host. What does not fit into memory is read by `trajectory_streams`. Constructors check that
+pieces fit together; what stands in them is checked by `check`. Rewards and log-probabilities are float64, observations
+and actions keep their type, but for integers of 64 bits, which become int32. Padding is 0 and False.
 """
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -123,6 +124,16 @@ def read_hdf5(path: str | Path, *, behaviour_log_prob: str | None = None) -> Tra
         FileNotFoundError: if there is no such file.
         ValueError: if it is no HDF5, lacks a data set, or as `from_flat`.
     """
+    with open_hdf5(path, behaviour_log_prob=behaviour_log_prob) as arrays:
+        return from_flat({name: array[()] for name, array in arrays.items()})
+
+
+@contextlib.contextmanager
+def open_hdf5(path: str | Path, *, behaviour_log_prob: str | None = None) -> Iterator[dict[str, Any]]:
+    """The data sets of a file in D4RL's layout by the names of `from_flat`, to be read as a whole or by slices.
+
+    Args, Raises: as `read_hdf5`.
+    """
     try:
         import h5py
     except ImportError as error:
@@ -132,17 +143,17 @@ def read_hdf5(path: str | Path, *, behaviour_log_prob: str | None = None) -> Tra
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
-        with h5py.File(path, "r") as file:
-            names = [name for name in (*_FLAT, "next_observations") if name in file]
-            arrays = {name: file[name][()] for name in names}
-            if behaviour_log_prob is not None and behaviour_log_prob not in file:
-                raise ValueError(f"{path} has no {behaviour_log_prob}; it has {', '.join(file)}.")
-            if behaviour_log_prob is not None:
-                arrays["behaviour_log_prob"] = file[behaviour_log_prob][()]
+        file = h5py.File(path, "r")
     except OSError as error:
         raise ValueError(f"{path} is not an HDF5 file ({error}).") from error
-    _require(arrays, _FLAT, str(path))
-    return from_flat(arrays)
+    with file:
+        arrays = {name: file[name] for name in (*_FLAT, "next_observations") if name in file}
+        if behaviour_log_prob is not None and behaviour_log_prob not in file:
+            raise ValueError(f"{path} has no {behaviour_log_prob}; it has {', '.join(file)}.")
+        if behaviour_log_prob is not None:
+            arrays["behaviour_log_prob"] = file[behaviour_log_prob]
+        _require(arrays, _FLAT, str(path))
+        yield arrays
 
 
 def from_demonstrations(demonstrations: Demonstrations, behaviour_log_prob: Any = None) -> Trajectories:
