@@ -314,18 +314,12 @@ def _weights_and_derivatives(
     if method.weights == "cumulative":
         base, factor, slope = jnp.cumsum(steps.log_ratio, axis=1), 1.0, jnp.cumsum(scores, axis=1)
     else:
-        base, factor = steps.log_ratio, nuisances.ratio
-        slope = nuisances.ratio_gradient + factor[..., None] * scores
+        ratio = nuisances.ratio
+        slope = nuisances.ratio_gradient + ratio[..., None] * scores
+        base, factor = (common.held(column, steps.mask) for column in (steps.log_ratio, ratio))
+        slope = jax.vmap(common.held, (-1, None), -1)(slope, steps.mask)
     weight = common.scaled_weights(base, steps.counts) if normalised else common.weights_of(base)
-    found, derivative = weight * factor, weight[..., None] * slope
-    if method.weights == "marginal":
-        last = jnp.maximum(jnp.sum(steps.mask, axis=1) - 1, 0)
-        at = jnp.minimum(jnp.arange(weight.shape[1]), last[:, None])
-        found, derivative = (
-            jnp.take_along_axis(found, at, axis=1),
-            jnp.take_along_axis(derivative, at[..., None], axis=1),
-        )
-    return found, derivative
+    return weight * factor, weight[..., None] * slope
 
 
 def _gradient_statistic(

@@ -165,18 +165,10 @@ def fit_nuisances(
         theta = jax.lax.stop_gradient(parameters) if network else parameters
         shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
         ratios = ratios_of(trajectories, policy, theta, smoothing, scores=gradient, **shared)
-        n = len(ratios.steps.counts)
-        if not 2 <= folds <= n:
-            raise ValueError(
-                f"folds must be between 2 and the number of trajectories, {n}, got {folds}: nuisances fitted to the rows that "
-                "they correct make estimates biased."
-            )
-        _check_variation(ratios)
-        member = np.random.default_rng(seed).permutation(np.arange(n) % folds)
         found = _fitted(
             ratios,
             model,
-            jnp.asarray(member),
+            _members(ratios, folds, seed),
             jax.random.key(seed),
             jnp.asarray(jnp.inf if largest_ratio is None else largest_ratio, jnp.float64),
             jnp.asarray(discount, jnp.float64),
@@ -192,6 +184,59 @@ def fit_nuisances(
             v=found.v + found.v_gradient @ change,
             ratio=found.ratio + found.ratio_gradient @ change,
         )
+
+
+def fit_curvature(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    model: LinearSieve | NetworkRegression | None = None,
+    *,
+    folds: int = 2,
+    seed: int = 0,
+    discount: float = 1.0,
+    counts: Any = None,
+) -> Array:
+    """Hessians of the fitted q in the action at the target, for `metric.kernel_metric`: cross-fitted, in units of the scale.
+
+    Args:
+        trajectories: as of `fit_nuisances`; no behaviour density is needed.
+        policy: tau.
+        parameters: theta.
+        smoothing: whose scale is the unit of actions.
+        model: as there; a polynomial of degree 2 has one Hessian for all states of a step.
+        folds: as there.
+        seed: as there.
+        discount: gamma.
+        counts: as there.
+
+    Returns:
+        `float64[n, T, A, A]`.
+
+    Raises:
+        ValueError: as `fit_nuisances`.
+    """
+    model = LinearSieve() if model is None else model
+    with common.float64(trajectories, parameters, smoothing, counts, model):
+        # q needs no ratios
+        neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
+        smoothing = smoothing.replace(form="mixed")
+        ratios = ratios_of(neutral, policy, parameters, smoothing, discount=discount, counts=counts)
+        member, discount = _members(ratios, folds, seed), jnp.asarray(discount, jnp.float64)
+        return _curvature(ratios, model, member, jax.random.key(seed), discount, policy=policy, folds=folds)
+
+
+def _members(ratios: Ratios, folds: int, seed: int) -> Array:
+    """Which fold each trajectory is in."""
+    n = len(ratios.steps.counts)
+    if not 2 <= folds <= n:
+        raise ValueError(
+            f"folds must be between 2 and the number of trajectories, {n}, got {folds}: nuisances fitted to the rows that they "
+            "correct make estimates biased."
+        )
+    _check_variation(ratios)
+    return jnp.asarray(np.random.default_rng(seed).permutation(np.arange(n) % folds))
 
 
 def _check_variation(ratios: Ratios) -> None:
@@ -245,8 +290,50 @@ def _fitted(
     policy: Policy,
     folds: int,
 ) -> Nuisances:
+    data = _steps_of(ratios)
+
+    def one(weights: Array) -> Nuisances:
+        values, _ = _backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
+        marginal = _forwards(data, regression_of(model, ratio=True), weights, jax.random.fold_in(key, 1), largest)
+        return Nuisances(*values[:2], marginal[0], *values[2:], *marginal[1:])
+
+    return _of_other_folds(one, ratios.steps.counts, member, folds)
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "folds"))
+def _curvature(
+    ratios: Ratios,
+    model: LinearSieve | NetworkRegression,
+    member: Array,
+    key: Array,
+    discount: Array,
+    *,
+    policy: Policy,
+    folds: int,
+) -> Array:
+    data, regression = _steps_of(ratios), regression_of(model, ratio=False)
+    scale = ratios.smoothing.scale
+
+    def one(weights: Array) -> Array:
+        _, fitted = _backwards(data, ratios, regression, weights, key, discount, policy)
+
+        def at(fitted: Fitted, now: _Step) -> Array:
+            def q(change: Array, state: Array, action: Array) -> Array:
+                return regression.predict(fitted, jnp.concatenate([state, action + scale * change]))[0]
+
+            target = behaves(policy, ratios.parameters, now.observations, len(scale))
+            return jax.vmap(lambda state, action: jax.hessian(q)(jnp.zeros_like(scale), state, action))(
+                now.flat, target
+            )
+
+        return jax.lax.map(lambda pair: at(*pair), (fitted, data))
+
+    return _of_other_folds(one, ratios.steps.counts, member, folds)
+
+
+def _steps_of(ratios: Ratios) -> _Step:
+    """Columns with time first."""
     steps = ratios.steps
-    horizon = steps.mask.shape[1]
     columns = (
         ratios.observations,
         _flat(ratios.observations),
@@ -257,26 +344,20 @@ def _fitted(
         ratios.scores,
         ratios.smoothing.metric,
     )
-    data = _Step(*(None if x is None else jnp.moveaxis(x, 1, 0) for x in columns), jnp.arange(horizon))
+    horizon = steps.mask.shape[1]
+    return _Step(*(None if x is None else jnp.moveaxis(x, 1, 0) for x in columns), jnp.arange(horizon))
 
-    def one(weights: Array) -> Nuisances:
-        values = _backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
-        marginal = _forwards(data, regression_of(model, ratio=True), weights, jax.random.fold_in(key, 1), largest)
-        return Nuisances(*values[:2], marginal[0], *values[2:], *marginal[1:])
 
-    train = steps.counts * (member != jnp.arange(folds)[:, None])
-    found = jax.vmap(one)(train)  # [folds, T, n, ...]
-
-    def own(column: Array) -> Array:
-        return jnp.moveaxis(column, 1, 2)[member, jnp.arange(len(member))]
-
-    return jax.tree.map(own, found)
+def _of_other_folds(fit: Callable[[Array], Any], counts: Array, member: Array, folds: int) -> Any:
+    """Columns `[n, T, ...]`, each row from the fit, `weights -> [T, n, ...]`, to the folds that it is not in."""
+    found = jax.vmap(fit)(counts * (member != jnp.arange(folds)[:, None]))
+    return jax.tree.map(lambda column: jnp.moveaxis(column, 1, 2)[member, jnp.arange(len(member))], found)
 
 
 def _backwards(
     data: _Step, ratios: Ratios, regression: Regression, weights: Array, key: Array, discount: Array, policy: Policy
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """q, v and their derivatives, `[T, n, ...]`, of a fit with these weights."""
+) -> tuple[tuple[Array, Array, Array | None, Array | None], Fitted]:
+    """q, v and their derivatives, `[T, n, ...]`, of a fit with these weights, and the fit `[T, ...]`."""
     theta, restore = ravel_pytree(ratios.parameters)
     derivatives = data.scores is not None
     outputs = 1 + (len(theta) if derivatives else 0)
@@ -305,14 +386,14 @@ def _backwards(
             mean = expected(theta)[1]
         mean = jnp.where(now.mask[:, None], mean, 0.0)
         q = jnp.where(now.mask[:, None], regression.predict(fitted, taken), 0.0)
-        return (fitted, mean), (q, mean)
+        return (fitted, mean), (q, mean, fitted)
 
     width = data.flat.shape[-1] + size
     first = regression.start(width, outputs, key), jnp.zeros((len(weights), outputs))
-    _, (q, v) = jax.lax.scan(step, first, data, reverse=True)
+    _, (q, v, fitted) = jax.lax.scan(step, first, data, reverse=True)
     if not derivatives:
-        return q[..., 0], v[..., 0], None, None
-    return q[..., 0], v[..., 0], q[..., 1:], v[..., 1:]
+        return (q[..., 0], v[..., 0], None, None), fitted
+    return (q[..., 0], v[..., 0], q[..., 1:], v[..., 1:]), fitted
 
 
 def _forwards(
