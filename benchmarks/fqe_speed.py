@@ -5,7 +5,9 @@
 Gradient updates a second of Q networks of 2 x 256 ReLU units, batches of 256 from 50,000 transitions with 17 observations and
 six actions (discrete) or numbers (continuous), Adam, the copy replaced every 100 updates. Libraries live in processes of
 their own and take turns; ratios are of runs of one round. d3rlpy runs with as many threads as torch takes, and with one: on a
-machine that is shared the latter may be faster, and the ratio that counts is to the faster of the two in each round.
+machine that is shared the latter is faster, as torch's threads wait for each other by spinning. The ratio that counts is to the
+faster of the two in each round. That of processor time, over all threads, is to d3rlpy with one thread, and says what is left
+where other programs have the machine's other cores; the load of the machine, which is stored, says how far to trust the rest.
 
 Where the libraries do not do the same work:
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -66,6 +69,10 @@ def rows_of(records: dict[str, Record], peak: float) -> list[list[str]]:
         kind, _, alone = task.partition("_")
         rates = {name: rates_of(record, name) for name, _, _ in WORKERS}
         ratios = [ours / max(others) for ours, *others in zip(*rates.values(), strict=True)]
+        processor = [
+            theirs["cpu_seconds"] / theirs["updates"] / (own["cpu_seconds"] / own["updates"])
+            for theirs, own in zip(record[WORKERS[-1][0]], record["ours"], strict=True)
+        ]
         share = statistics.median(rates["ours"]) * flops_per_update(kind) * 1e-9 / peak
         rows.append(
             [
@@ -73,6 +80,7 @@ def rows_of(records: dict[str, Record], peak: float) -> list[list[str]]:
                 *(spread(summary(rates[name]), 0) for name, _, _ in WORKERS),
                 f"{100 * share:.0f} %",
                 spread(summary(ratios), 1),
+                spread(summary(processor), 1),
                 "" if alone else BAR,
             ]
         )
@@ -99,6 +107,7 @@ def main() -> None:
     }
     source: dict[str, Any] = provenance()
     source["versions"] |= versions(pythons["d3rlpy"])
+    load = [os.getloadavg()[0]]
     records: dict[str, Record] = {}
     for task in (*KINDS, *(f"{kind}_update" for kind in KINDS)):
         own = {name: task.partition("_")[0] if name == "ours" else task for name in workers}
@@ -111,10 +120,12 @@ def main() -> None:
         print(task, {name: round(statistics.median(rates_of(records[task], name))) for name in workers}, flush=True)
     for worker in workers.values():
         worker.close()
+    load.append(os.getloadavg()[0])
     peak = matrix_product_rate()
     content = {
         "benchmark": "fqe_speed",
         "provenance": source,
+        "load_before_and_after": load,
         "matrix_product_gflops": peak,
         "flops_per_update": {kind: flops_per_update(kind) for kind in KINDS},
         "records": records,
@@ -123,6 +134,7 @@ def main() -> None:
             *(name for name, _, _ in WORKERS),
             "ours, of the matrix product",
             "ours over the faster d3rlpy: median (range)",
+            "by processor time, over one thread",
             "bar",
         ],
         "rows": rows_of(records, peak),
