@@ -37,7 +37,7 @@ def test_constants_and_distribution_are_those_of_the_density(name):
 @pytest.mark.parametrize("name", SMOOTHING_KERNELS)
 def test_quadratures_are_exact_for_polynomials(name):
     nodes, weights = kernel_quadrature(name, 3)
-    points, mass = np.polynomial.legendre.leggauss(400)
+    points, mass = np.polynomial.legendre.leggauss(80)
     reach = min(SMOOTHING_KERNELS[name].support, 12.0)
     halves = [np.concatenate([-(points + 1), points + 1]) * reach / 2, np.tile(mass, 2) * reach / 2]
     with jax.enable_x64(True):

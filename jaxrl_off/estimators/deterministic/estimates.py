@@ -224,7 +224,7 @@ def _checked(method: Method, nuisances: Nuisances | None, ratios: Ratios, *, der
     zeros, count = jnp.zeros_like(steps.rewards), 0
     if derivatives:
         count = ratios.scores.shape[-1]
-    given = nuisances or Nuisances(None, None, None, None, None, None, None)
+    given = nuisances or Nuisances()
 
     def column(name: str, needed: bool, default: Array) -> Array:
         values = getattr(given, name)

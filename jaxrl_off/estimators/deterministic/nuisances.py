@@ -51,9 +51,9 @@ class Nuisances(NamedTuple):
         clipped: `[n, T]`, 1 where w was clipped, or None.
     """
 
-    q: Array | None
-    v: Array | None
-    ratio: Array | None
+    q: Array | None = None
+    v: Array | None = None
+    ratio: Array | None = None
     q_gradient: Array | None = None
     v_gradient: Array | None = None
     ratio_gradient: Array | None = None

@@ -70,17 +70,18 @@ class NetworkRegression:
 
     Attributes:
         sizes: widths of the hidden layers.
-        activation: key of `networks.ACTIVATIONS`; smooth ones have derivatives with respect to the action that are of use.
+        activation: key of `networks.ACTIVATIONS`. Smooth ones have derivatives in the action that are of use; "tanh" is odd,
+            and slow to learn the even functions that values often are.
         updates: gradient steps for each step of the horizon.
         batch_size: of trajectories, drawn with replacement.
         learning_rate: of Adam, at first; falls to 0 linearly in each step of the horizon.
     """
 
     sizes: tuple[int, ...] = _static((64, 64))
-    activation: str = _static("tanh")
+    activation: str = _static("swish")
     updates: int = _static(200)
     batch_size: int = _static(256)
-    learning_rate: Any = 3e-3
+    learning_rate: Any = 1e-2
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -88,18 +89,57 @@ def nuisances_of(data, gain, smoothing, gradient=False):
     return det.given_nuisances(data, policy, gain, smoothing, q=q, ratio=ratio, gradient=gradient)
 
 
-CASES = [("mixed", 0.3), ("mixed", 0.57), ("soft", 0.3), ("soft", 0.57)]
+VALUED = tuple(name for name, method in det.METHODS.items() if method.valued)
 
 
-@pytest.mark.parametrize(("form", "width"), CASES)
+@functools.partial(jax.jit, static_argnames=("form", "normalised"))
+def everything(data, gain, width, form, normalised=False, discount=1.0):
+    """Values, their derivatives by `jax`, and by the recursion, in the order of the golden numbers."""
+    smoothing, options = det.Smoothing(width, form=form), dict(self_normalised=normalised, discount=discount)
+
+    def values(gain):
+        nuisances = nuisances_of(data, gain, smoothing)
+        return jnp.stack(
+            [det.evaluate(m, data, policy, gain, smoothing, nuisances, **options).value for m in FOUR["methods"]]
+        )
+
+    nuisances = nuisances_of(data, gain, smoothing, gradient=True)
+    slopes = [det.gradient(m, data, policy, gain, smoothing, nuisances, **options).value for m in FOUR["methods"]]
+    return values(gain), jax.jacrev(values)(gain), jnp.stack(slopes)
+
+
+def test_there_are_golden_numbers_for_every_value():
+    assert set(VALUED) == set(FOUR["methods"])
+
+
+@pytest.mark.parametrize(("form", "width"), [("mixed", 0.3), ("mixed", 0.57), ("soft", 0.3), ("soft", 0.57)])
 def test_four_trajectories_have_the_golden_values_and_gradients(four, form, width):
-    smoothing = det.Smoothing(width, form=form)
+    with jax.enable_x64(True):
+        values, derived, slopes = everything(four, jnp.asarray(GAIN), jnp.asarray(width), form)
+    np.testing.assert_allclose(values, FOUR["values"][f"{form} {width}"], atol=6e-11)
+    np.testing.assert_allclose(slopes, FOUR["gradients"][f"{form} {width}"], atol=6e-8)
+    np.testing.assert_allclose(slopes, derived, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["mixed", "soft"])
+def test_self_normalised_recursions_are_derivatives_too(four, form):
+    with jax.enable_x64(True):
+        values, derived, slopes = everything(four, jnp.asarray(GAIN), jnp.asarray(0.57), form, True, 0.9)
+    np.testing.assert_allclose(slopes, derived, rtol=1e-10, atol=1e-12)
+    assert np.isfinite(values).all()
+
+
+def test_without_jit_and_in_float32_by_default_it_is_the_same(four):
+    smoothing, method = det.Smoothing(0.3, form="soft"), "marginal_doubly_robust"
     nuisances = nuisances_of(four, GAIN, smoothing, gradient=True)
-    for place, method in enumerate(FOUR["methods"]):
-        value = det.evaluate(method, four, policy, GAIN, smoothing, nuisances).value
-        np.testing.assert_allclose(value, FOUR["values"][f"{form} {width}"][place], atol=6e-11)
-        slope = det.gradient(method, four, policy, GAIN, smoothing, nuisances).value
-        np.testing.assert_allclose(slope, FOUR["gradients"][f"{form} {width}"][place], atol=6e-8)
+    place = FOUR["methods"].index(method)
+    found = det.evaluate(method, four, policy, GAIN, smoothing, nuisances)
+    np.testing.assert_allclose(found.value, FOUR["values"]["soft 0.3"][place], atol=6e-11)
+    slope = det.gradient(method, four, policy, GAIN, smoothing, nuisances)
+    np.testing.assert_allclose(slope.value, FOUR["gradients"]["soft 0.3"][place], atol=6e-8)
+    assert found.value.dtype == slope.covariance.dtype == np.float64
+    with pytest.raises(ValueError, match="enable_x64"):
+        jax.grad(lambda gain: det.evaluate(method, four, policy, gain, smoothing, nuisances).value)(GAIN)
 
 
 def test_first_trajectory_has_the_golden_columns(four):
@@ -107,25 +147,38 @@ def test_first_trajectory_has_the_golden_columns(four):
     found, wanted = nuisances_of(four, GAIN, smoothing), FOUR["soft 0.3, first trajectory"]
     for name in ("q", "v", "ratio"):
         np.testing.assert_allclose(getattr(found, name)[0], wanted[name], atol=1e-12)
+    actions, states = four.actions[0, :, 0], four.observations[0, :, 0]
+    eta = np.exp(log_normal(actions, GAIN * states, 0.3) - log_normal(actions, BEHAVIOUR * states, DEVIATION))
+    np.testing.assert_allclose(eta, wanted["eta"], rtol=1e-6)
 
 
-VALUED = [name for name, method in det.METHODS.items() if method.valued]
+@functools.partial(jax.jit, static_argnames="form")
+def first_values(data, gain, form):
+    smoothing = det.Smoothing(GOLDEN["truth"]["bandwidth"], form=form)
+    found = nuisances_of(data, gain, smoothing, gradient=True)
+    return found.v[0], found.v_gradient[0, :, 0]
 
 
-@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("form", ["mixed", "soft"])
-def test_the_recursion_is_the_derivative_of_the_value(four, form, normalised):
-    smoothing = det.Smoothing(0.57, form=form)
-    options = dict(self_normalised=normalised, discount=0.9)
-    explicit = nuisances_of(four, GAIN, smoothing, gradient=True)
-    for method in VALUED:
-        found = det.gradient(method, four, policy, GAIN, smoothing, explicit, **options).value
+def test_oracle_values_of_the_first_state_are_the_truth(form):
+    longest = max(row[1] for row in GOLDEN["truth"]["rows"])
+    data = data_of(np.zeros((2, longest)), np.zeros((2, longest)))
+    for gain, horizon, *wanted in GOLDEN["truth"]["rows"]:
         with jax.enable_x64(True):
+            values, slopes = first_values(data, jnp.asarray(gain), form)
+        # with so many steps to go the value is that of this horizon
+        found = values[longest - horizon], slopes[longest - horizon]
+        np.testing.assert_allclose(found, wanted[:2] if form == "mixed" else wanted[2:], atol=6e-11)
 
-            def value(gain, method=method):
-                return det.evaluate(
-                    method, four, policy, gain, smoothing, nuisances_of(four, gain, smoothing), **options
-                ).value
 
-            wanted = jax.grad(value)(jnp.asarray(GAIN))
-        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
+def test_long_products_neither_overflow_nor_vanish():
+    """A horizon of 400: weights are products of 400 ratios, and self-normalised ones are shares."""
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(6, 400))
+    data = data_of(states, BEHAVIOUR * states + rng.normal(size=states.shape))
+    smoothing = det.Smoothing(0.01)
+    found = det.evaluate("cumulative_importance_sampling", data, policy, GAIN, smoothing, self_normalised=True)
+    assert -(states**2).sum(axis=1).max() * 1.01 < float(found.value) < 0.0
+    assert np.isfinite(float(found.standard_error))
+    slope = det.gradient("cumulative_importance_sampling", data, policy, GAIN, smoothing, self_normalised=True)
+    assert np.isfinite(float(slope.value))
