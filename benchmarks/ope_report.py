@@ -27,8 +27,9 @@ _SHOWN = (
 
 def suite_section(content: dict[str, Any], plots: Path) -> str:
     """Accuracy, intervals, rankings, decisions and time, and a picture of errors and coverage."""
+    counts = " or ".join(map(str, sorted({case["repetitions"] for case in content["results"]})))
     note = (
-        f"Means over {content['sizes']['repetitions']} data sets and several judged policies. STAR's best and median points "
+        f"Means over {counts} data sets and several judged policies. STAR's best and median points "
         "are found with the truth in hand. Times are of single estimates in a batch, and of a busy machine."
     )
     section = tables_section("Off-policy evaluation: every estimator on every domain", content, note, tables(content))

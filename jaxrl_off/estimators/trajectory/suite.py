@@ -9,6 +9,7 @@
 | `dr`, `wdr`, `magic` | `corrected.doubly_robust`, ... | `target_log_prob`, `q`, `v` |
 | `drl` | `corrected.double_reinforcement_learning` | `marginal_ratio`, `q`, `v` |
 | `fqe` | `linear_q.linear_q_evaluation` | `target` |
+| `retrace` | `traces.trace_evaluation` | `target` |
 | `star` | `star.star` | `target_log_prob`, `states`, `num_states` |
 | `model` | `tabular.model_based` | `target_policy` |
 | `mis` | `tabular_occupancy.marginalised_is` | `target_policy` |
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_off.estimators.trajectory import corrected, linear_q, tabular, tabular_occupancy, weighted
+from jaxrl_off.estimators.trajectory import corrected, linear_q, tabular, tabular_occupancy, traces, weighted
 from jaxrl_off.estimators.trajectory.common import Settings
 from jaxrl_off.estimators.trajectory.star import star
 from jaxrl_off.types import Estimate, Trajectories
@@ -77,6 +78,11 @@ ESTIMATORS: dict[str, Method] = {
     "magic": Method(corrected.magic, ("target_log_prob", "q", "v"), (*_RATIOS, "lengths")),
     "drl": Method(corrected.double_reinforcement_learning, ("marginal_ratio", "q", "v"), _STATISTIC),
     "fqe": Method(linear_q.linear_q_evaluation, ("target",), (*_TABLE, "features", "ridge")),
+    "retrace": Method(
+        traces.trace_evaluation,
+        ("target",),
+        (*_TABLE, "features", "ridge", "trace", "lambda_", "target_log_prob"),
+    ),
     "star": Method(
         star,
         ("target_log_prob", "states", "num_states"),

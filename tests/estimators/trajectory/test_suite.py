@@ -15,6 +15,7 @@ from jaxrl_off.estimators.trajectory import (
     suite,
     tabular,
     tabular_occupancy,
+    traces,
     transitions,
     weighted,
 )
@@ -65,6 +66,9 @@ def by_hand(logged, target, given):
         "magic": corrected.magic(logged, target, q, v, window=2, lengths=3, **OPTIONS),
         "drl": corrected.double_reinforcement_learning(logged, given["marginal_ratio"], q, v, **OPTIONS),
         "fqe": linear_q.linear_q_evaluation(logged, given["target"], features=one_hot, **OPTIONS),
+        "retrace": traces.trace_evaluation(
+            logged, given["target"], features=one_hot, target_log_prob=target, **OPTIONS
+        ),
         "star": star.star(logged, target, given["states"], 3, window=2, **OPTIONS),
         "model": tabular.model_based(logged, table, **OPTIONS),
         **{name: getattr(tabular_occupancy, f)(logged, table, **OPTIONS) for name, f in occupancy.items()},
