@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.dapo_atari import atari_row
 from benchmarks.el_report import contest_section, intervals_section
 from benchmarks.nppac_report import learning_section, pathology_section
+from benchmarks.ope_coverage import coverage_section
 from benchmarks.ope_report import suite_section
 from benchmarks.report_parts import figure, pyplot, table, verdict_cell, where
 from benchmarks.star_report import star_section
@@ -49,6 +50,7 @@ def write_report(results: Path) -> Path:
         "el_learning": contest_section,
         "el_softmax": contest_section,
         "star_ope": star_section,
+        "ope_coverage": coverage_section,
         "ope_suite": suite_section,
         "throughput": throughput_section,
         "throughput_kl": throughput_section,

@@ -27,10 +27,18 @@ PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
         "gpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
     },
     "el": {
-        preset: ("benchmarks.el_intervals", "benchmarks.el_estimation", "benchmarks.el_learning", "benchmarks.el_softmax")
+        preset: (
+            "benchmarks.el_intervals",
+            "benchmarks.el_estimation",
+            "benchmarks.el_learning",
+            "benchmarks.el_softmax",
+        )
         for preset in ("quick", "cpu")
     },
-    "star": {preset: ("benchmarks.star_ope", "benchmarks.ope_suite") for preset in ("quick", "cpu")},
+    "star": {
+        preset: ("benchmarks.star_ope", "benchmarks.ope_suite", "benchmarks.ope_coverage")
+        for preset in ("quick", "cpu")
+    },
 }
 
 
