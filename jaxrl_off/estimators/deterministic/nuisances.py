@@ -186,6 +186,44 @@ def fit_nuisances(
         )
 
 
+def fit_action_gradient(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    model: LinearSieve | NetworkRegression | None = None,
+    *,
+    folds: int = 2,
+    seed: int = 0,
+    discount: float = 1.0,
+    counts: Any = None,
+) -> Array:
+    """`d q_t(s_t, a) / da` of the fitted q at the target, for `deterministic_policy_gradient`: cross-fitted.
+
+    Args:
+        trajectories: as of `fit_nuisances`; no behaviour density is needed.
+        policy: tau.
+        parameters: theta.
+        smoothing: of which the scale is used, to standardise actions.
+        model: as there.
+        folds: as there.
+        seed: as there.
+        discount: gamma.
+        counts: as there.
+
+    Returns:
+        `float64[n, T, A]`.
+
+    Raises:
+        ValueError: as `fit_nuisances`.
+    """
+    found, scale = _fit_derivatives(
+        (trajectories, policy, parameters, smoothing, model), folds, seed, discount, counts, order=1
+    )
+    with common.float64(found):
+        return found / scale
+
+
 def fit_curvature(
     trajectories: Trajectories,
     policy: Policy,
@@ -217,14 +255,32 @@ def fit_curvature(
     Raises:
         ValueError: as `fit_nuisances`.
     """
+    return _fit_derivatives(
+        (trajectories, policy, parameters, smoothing, model), folds, seed, discount, counts, order=2
+    )[0]
+
+
+def _fit_derivatives(
+    given: tuple[Any, ...], folds: int, seed: int, discount: float, counts: Any, *, order: int
+) -> tuple[Array, Array]:
+    """Derivatives of q in the action at the target, in units of the scale, and that scale."""
+    trajectories, policy, parameters, smoothing, model = given
     model = LinearSieve() if model is None else model
     with common.float64(trajectories, parameters, smoothing, counts, model):
         # q needs no ratios
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
         smoothing = smoothing.replace(form="mixed")
         ratios = ratios_of(neutral, policy, parameters, smoothing, discount=discount, counts=counts)
-        member, discount = _members(ratios, folds, seed), jnp.asarray(discount, jnp.float64)
-        return _curvature(ratios, model, member, jax.random.key(seed), discount, policy=policy, folds=folds)
+        settings = dict(policy=policy, folds=folds, order=order)
+        found = _derivatives(
+            ratios,
+            model,
+            _members(ratios, folds, seed),
+            jax.random.key(seed),
+            jnp.asarray(discount, jnp.float64),
+            **settings,
+        )
+        return found, ratios.smoothing.scale
 
 
 def _members(ratios: Ratios, folds: int, seed: int) -> Array:
@@ -300,8 +356,8 @@ def _fitted(
     return _of_other_folds(one, ratios.steps.counts, member, folds)
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "folds"))
-def _curvature(
+@functools.partial(jax.jit, static_argnames=("policy", "folds", "order"))
+def _derivatives(
     ratios: Ratios,
     model: LinearSieve | NetworkRegression,
     member: Array,
@@ -310,7 +366,9 @@ def _curvature(
     *,
     policy: Policy,
     folds: int,
+    order: int,
 ) -> Array:
+    derivative = {1: jax.grad, 2: jax.hessian}[order]
     data, regression = _steps_of(ratios), regression_of(model, ratio=False)
     scale = ratios.smoothing.scale
 
@@ -322,9 +380,7 @@ def _curvature(
                 return regression.predict(fitted, jnp.concatenate([state, action + scale * change]))[0]
 
             target = behaves(policy, ratios.parameters, now.observations, len(scale))
-            return jax.vmap(lambda state, action: jax.hessian(q)(jnp.zeros_like(scale), state, action))(
-                now.flat, target
-            )
+            return jax.vmap(lambda state, action: derivative(q)(jnp.zeros_like(scale), state, action))(now.flat, target)
 
         return jax.lax.map(lambda pair: at(*pair), (fitted, data))
 

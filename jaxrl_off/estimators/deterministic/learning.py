@@ -1,0 +1,283 @@
+"""Learning a deterministic policy from trajectories: gradient ascent on estimates of its value.
+
+Objectives are the methods of `estimates.METHODS` that have a value, whose gradients are differentiated through the fit of the
+nuisances, and `deterministic_policy_gradient`: `sum_t gamma^t w_t(s_t) tau'(s_t) d_a q_t(s_t, tau(s_t))`, with q and w fitted
+(Silver et al. 2014, but for the weights w, which put right that states are those of the behaviour policy). It has no kernel but
+in w, needs the slope of q to be right, and is not doubly robust.
+
+Deviation from the authors' code: they take 70 steps of 0.008 along a gradient that they do not divide by h^2; here Adam, with a
+rate that falls to 0, takes out the scale.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from jaxrl_off.estimators.deterministic.estimates import METHODS, GradientEstimate, evaluate
+from jaxrl_off.estimators.deterministic.nuisances import Nuisances, fit_action_gradient, fit_nuisances
+from jaxrl_off.estimators.deterministic.ratios import LogDensity, Policy, ratios_of
+from jaxrl_off.estimators.deterministic.regressions import LinearSieve, NetworkRegression
+from jaxrl_off.estimators.deterministic.smoothing import Smoothing
+from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.types import Array, PyTree, Trajectories
+
+OBJECTIVES = (*(name for name, method in METHODS.items() if method.valued), "deterministic_policy_gradient")
+
+
+class Learning(NamedTuple):
+    """What `learn` returns; float64.
+
+    Attributes:
+        parameters: after the last step.
+        path: parameters before each step, `[steps, ...]`.
+        objective: `[steps]`, the estimate before each step; for `deterministic_policy_gradient` that of the direct method.
+        gradient_norm: `[steps]`; a step whose gradient is not finite is not taken.
+    """
+
+    parameters: PyTree
+    path: PyTree
+    objective: Array
+    gradient_norm: Array
+
+
+class _Task(NamedTuple):
+    objective: str
+    steps: int
+    refit: int
+    folds: int
+    seed: int
+    self_normalised: bool
+
+
+def split(trajectories: Trajectories, share: float = 0.5, *, seed: int = 0) -> tuple[Trajectories, Trajectories]:
+    """Trajectories to learn from, and others to judge by what was learned.
+
+    Args:
+        trajectories: n of them.
+        share: of the first part.
+        seed: of the order.
+
+    Raises:
+        ValueError: if a part would be empty.
+    """
+    count = len(trajectories.rewards)
+    first = round(share * count)
+    if not 0 < first < count:
+        raise ValueError(f"share = {share} of {count} trajectories leaves a part empty; both need at least one.")
+    order = np.random.default_rng(seed).permutation(count)
+    taken, kept = order[:first], order[first:]
+    return tuple(jax.tree.map(lambda column: column[rows], trajectories) for rows in (taken, kept))
+
+
+def deterministic_policy_gradient(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    action_gradient: Any,
+    nuisances: Nuisances,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+) -> GradientEstimate:
+    """`sum_t gamma^t w_t(s_t) tau'(s_t) d_a q_t(s_t, tau(s_t))`, a mean over trajectories; not doubly robust.
+
+    Args:
+        trajectories: n of them, with actions `float[n, T, A]`.
+        policy: tau.
+        parameters: theta.
+        action_gradient: `float[n, T, A]`, `d_a q_t`, of `fit_action_gradient` or known.
+        nuisances: with the marginal ratio w of the states.
+        discount: gamma.
+        counts: `float[n]`, or None for once each.
+
+    Raises:
+        ValueError: for shapes that do not fit, or nuisances without ratio.
+    """
+    if nuisances.ratio is None:
+        raise ValueError("deterministic_policy_gradient needs nuisances with the marginal ratio; see `fit_nuisances`.")
+    with common.float64(trajectories, parameters, action_gradient, nuisances, counts):
+        neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
+        ratios = ratios_of(neutral, policy, parameters, Smoothing(1.0), discount=discount, counts=counts)
+        steps, slopes = ratios.steps, jnp.asarray(action_gradient, jnp.float64)
+        if slopes.shape != ratios.actions.shape or jnp.shape(nuisances.ratio) != steps.mask.shape:
+            raise ValueError(
+                f"action_gradient has shape {slopes.shape} and the ratio {jnp.shape(nuisances.ratio)}; with these "
+                f"trajectories they must be {ratios.actions.shape} and {steps.mask.shape}."
+            )
+        flat, restore = ravel_pytree(ratios.parameters)
+        weight = steps.discounts * jnp.where(steps.mask, nuisances.ratio, 0.0)
+        pulls = weight[..., None] * jnp.where(steps.mask[..., None], slopes, 0.0)
+
+        def along(theta: Array, observations: Array, pull: Array) -> Array:
+            return jnp.sum(pull * policy(restore(theta), observations))
+
+        terms = jax.vmap(jax.grad(along), (None, 0, 0))(flat, ratios.observations, pulls)  # [n, P]
+        total = jnp.sum(steps.counts)
+        value = steps.counts @ terms / total
+        centred = terms - value
+        covariance = (centred.T * steps.counts) @ centred / (total * jnp.maximum(total - 1.0, 1.0))
+        last = jnp.maximum(jnp.sum(steps.mask, axis=1) - 1, 0)
+        effective = common.effective_size(
+            steps.counts, jnp.take_along_axis(jnp.asarray(nuisances.ratio), last[:, None], axis=1)[:, 0]
+        )
+        return GradientEstimate(restore(value), restore(jnp.sqrt(jnp.diagonal(covariance))), covariance, effective, {})
+
+
+def learn(
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    *,
+    objective: str = "marginal_doubly_robust",
+    steps: int = 100,
+    learning_rate: float = 0.01,
+    refit: int = 1,
+    model: LinearSieve | NetworkRegression | None = None,
+    folds: int = 2,
+    seed: int = 0,
+    self_normalised: bool = False,
+    largest_ratio: float | None = None,
+    behaviour_at_target: LogDensity | None = None,
+    discount: float = 1.0,
+    counts: Any = None,
+) -> Learning:
+    """Learn a deterministic policy by Adam, all trajectories at every step, at a rate that falls to 0 linearly.
+
+    A pure function: `jax.vmap` over data sets of one size works, within `with jax.enable_x64(True)`. The objective after
+    learning is too high for what was learned, which was chosen for it: judge by `evaluate` on other trajectories, see `split`.
+
+    Args:
+        trajectories: n of them, as of `evaluate`.
+        policy: tau, `(parameters, observations [..., *O]) -> actions [..., A]`, differentiable: linear, a flax module's
+            `apply`, ...
+        parameters: theta to begin with, a pytree.
+        smoothing: kernel, bandwidth and form; h stays as it is.
+        objective: one of `OBJECTIVES`.
+        steps: of Adam.
+        learning_rate: of Adam, at first.
+        refit: every how many steps nuisances are fitted anew; between, they are expanded to first order in theta about the
+            parameters that they were fitted for.
+        model: `LinearSieve()` if None. Networks keep P numbers for every step.
+        folds: of cross-fitting; the same at every fit.
+        seed: of that, and of networks.
+        self_normalised: as of `evaluate`.
+        largest_ratio: as of `fit_nuisances`.
+        behaviour_at_target: of form "point", a function, as of `ratios.ratios_of`.
+        discount: gamma.
+        counts: `float[n]`, or None for once each.
+
+    Returns:
+        A `Learning`.
+
+    Raises:
+        ValueError: for arguments that cannot be meant.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
+    if steps < 1 or refit < 1 or steps % refit:
+        raise ValueError(
+            f"steps must be a multiple of refit, both at least 1, got {steps} and {refit}: nuisances are fitted every {refit} "
+            "steps."
+        )
+    if self_normalised and objective == "deterministic_policy_gradient":
+        raise ValueError("self_normalised is of kernelised weights, and deterministic_policy_gradient has none.")
+    model = LinearSieve() if model is None else model
+    with common.float64(trajectories, parameters, smoothing, counts, learning_rate, model):
+        given = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts, scores=True)
+        ratios = ratios_of(trajectories, policy, parameters, smoothing, **given)  # refuses what cannot be meant
+        return _learn(
+            jax.tree.map(jnp.asarray, trajectories),
+            ratios.parameters,
+            ratios.smoothing,
+            model,
+            jnp.asarray(learning_rate, jnp.float64),
+            jnp.asarray(discount, jnp.float64),
+            ratios.steps.counts,
+            policy=policy,
+            density=behaviour_at_target,
+            task=_Task(objective, steps, refit, folds, seed, self_normalised),
+            largest_ratio=largest_ratio,
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "density", "task", "largest_ratio"))
+def _learn(
+    trajectories: Trajectories,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    model: LinearSieve | NetworkRegression,
+    rate: Array,
+    discount: Array,
+    counts: Array,
+    *,
+    policy: Policy,
+    density: LogDensity | None,
+    task: _Task,
+    largest_ratio: float | None,
+) -> Learning:
+    optimiser = optax.adam(lambda count: rate * (1.0 - count / task.steps))
+    plug_in = task.objective == "deterministic_policy_gradient"
+    method = "direct_method" if plug_in else task.objective
+    data = dict(discount=discount, counts=counts)
+    fitting = dict(folds=task.folds, seed=task.seed, **data)
+
+    def fit(theta: PyTree) -> Nuisances:
+        derived = isinstance(model, NetworkRegression)
+        options = dict(behaviour_at_target=density, largest_ratio=largest_ratio, gradient=derived)
+        return fit_nuisances(trajectories, policy, theta, smoothing, model, **options, **fitting)
+
+    def value_of(theta: PyTree, nuisances: Nuisances) -> Array:
+        options = dict(self_normalised=task.self_normalised, behaviour_at_target=density)
+        return evaluate(method, trajectories, policy, theta, smoothing, nuisances, **options, **data).value
+
+    def ascended(carry: Any, value: Array, gradient: PyTree) -> tuple[Any, tuple[PyTree, Array, Array]]:
+        theta, state = carry
+        norm = optax.global_norm(gradient)
+        updates, moved = optimiser.update(jax.tree.map(jnp.negative, gradient), state, theta)
+        after = jax.tree.map(
+            lambda new, old: jnp.where(jnp.isfinite(norm), new, old),
+            (optax.apply_updates(theta, updates), moved),
+            carry,
+        )
+        return after, (theta, value, norm)
+
+    def block(carry: Any, _: None) -> tuple[Any, Any]:
+        start = carry[0]
+        if plug_in:
+            found = fit(start)
+            slopes = fit_action_gradient(trajectories, policy, start, smoothing, model, **fitting)
+            value = value_of(start, found)
+
+            def step(carry: Any, _: None) -> tuple[Any, Any]:
+                options = dict(action_gradient=slopes, nuisances=found)
+                return ascended(
+                    carry, value, deterministic_policy_gradient(trajectories, policy, carry[0], **options, **data).value
+                )
+
+        else:
+            if task.objective == "cumulative_importance_sampling":
+                found, change = Nuisances(), lambda _: Nuisances()  # it has none
+            else:
+                found, change = jax.linearize(fit, start)
+
+            def step(carry: Any, _: None) -> tuple[Any, Any]:
+                def objective(theta: PyTree) -> Array:
+                    moved = jax.tree.map(jnp.subtract, theta, start)
+                    return value_of(theta, jax.tree.map(jnp.add, found, change(moved)))
+
+                return ascended(carry, *jax.value_and_grad(objective)(carry[0]))
+
+        return jax.lax.scan(step, carry, None, length=task.refit)
+
+    first = parameters, optimiser.init(parameters)
+    (theta, _), history = jax.lax.scan(block, first, None, length=task.steps // task.refit)
+    path, values, norms = jax.tree.map(lambda x: x.reshape(task.steps, *x.shape[2:]), history)
+    return Learning(theta, path, values, norms)
