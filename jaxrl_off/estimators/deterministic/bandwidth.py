@@ -9,10 +9,9 @@ depend on the horizon is said in the paper's abstract.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-
-import jax.numpy as jnp
 
 from jaxrl_off.estimators.bandit.selection import slope
 from jaxrl_off.estimators.deterministic.estimates import METHODS
@@ -118,7 +117,7 @@ def plug_in_bandwidth(wide: Estimate, narrow: Estimate, bandwidth: float, *, smo
     if not bandwidth > 0 or smoothed < 1:
         raise ValueError(f"bandwidth and smoothed must be positive, got {bandwidth} and {smoothed}.")
     error, other = float(wide.standard_error), float(narrow.standard_error)
-    if not (error > 0 and other > 0 and jnp.isfinite(error) and jnp.isfinite(other)):
+    if not (error > 0 and other > 0 and math.isfinite(error) and math.isfinite(other)):
         raise ValueError(
             f"standard errors are {error} and {other}; without variance there is nothing to balance. Use a wider bandwidth."
         )

@@ -72,8 +72,11 @@ def split(trajectories: Trajectories, share: float = 0.5, *, seed: int = 0) -> t
     if not 0 < first < count:
         raise ValueError(f"share = {share} of {count} trajectories leaves a part empty; both need at least one.")
     order = np.random.default_rng(seed).permutation(count)
-    taken, kept = order[:first], order[first:]
-    return tuple(jax.tree.map(lambda column: column[rows], trajectories) for rows in (taken, kept))
+
+    def rows_of(rows: np.ndarray) -> Trajectories:
+        return jax.tree.map(lambda column: column[rows], trajectories)
+
+    return rows_of(order[:first]), rows_of(order[first:])
 
 
 def deterministic_policy_gradient(

@@ -42,8 +42,8 @@ def kernel_metric(hessian: Any, *, floor: float = 0.05) -> Array:
         ValueError: for other shapes or a floor outside (0, 1].
 
     Example:
-        >>> print(kernel_metric([[4.0, 0.0], [0.0, 1.0]]).round(4).tolist())
-        [[1.4142, 0.0], [0.0, 0.7071]]
+        >>> print(kernel_metric([[16.0, 0.0], [0.0, 1.0]]).round(4).tolist())
+        [[2.0, 0.0], [0.0, 0.5]]
     """
     if not 0.0 < floor <= 1.0:
         raise ValueError(f"floor must be in (0, 1], got {floor}.")

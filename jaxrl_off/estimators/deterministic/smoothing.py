@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrl_off.estimators.bandit.common import is_concrete
 from jaxrl_off.ops.kernels import SMOOTHING_KERNELS, kernel_quadrature
-from jaxrl_off.types import Array
+from jaxrl_off.types import Array, Trajectories
 
 FORMS = ("mixed", "soft", "point")
 _MOST_NODES = 243  # of a product rule; above, 2 A nodes that are exact to degree 3
@@ -45,10 +45,10 @@ class Smoothing:
     Attributes:
         bandwidth: h > 0. Derivatives do not pass through it.
         form: "mixed", "soft" or "point".
-        kernel: key of `ops.kernels.SMOOTHING_KERNELS`.
+        kernel: key of `ops.kernels.SMOOTHING_KERNELS`; "uniform" has no gradient.
         nodes: of the quadrature of soft values, for each dimension of actions: exact for q that are polynomials in the
             action of degree up to `2 nodes - 1`. Where products would have more than 243 nodes, a rule exact to degree 3.
-        scale: `float[A]`, units of the actions, such as their deviations; None for 1.
+        scale: `float[A]`, units of the actions, such as `action_scale` gives; None for 1.
         lower: `float[A]`, bounds of the actions, or None.
         upper: `float[A]`, or None.
         metric: `float[n, T, A, A]`, R, of `metric.kernel_metric`, or None; not together with bounds.
@@ -121,6 +121,26 @@ def checked(smoothing: Smoothing, size: int) -> Smoothing:
         jax.lax.stop_gradient(bandwidth), smoothing.form, smoothing.kernel, smoothing.nodes, scale, lower, upper
     )
     return found.replace(metric=None if metric is None else jax.lax.stop_gradient(metric))
+
+
+def action_scale(trajectories: Trajectories) -> np.ndarray:
+    """Deviations of the logged actions over all steps, `float64[A]`, for `Smoothing.scale`.
+
+    Args:
+        trajectories: with actions `float[n, T, A]`.
+
+    Raises:
+        ValueError: for other actions, or one that does not vary.
+    """
+    mask = np.asarray(trajectories.mask, bool)
+    actions = None if trajectories.actions is None else np.asarray(trajectories.actions, np.float64)
+    if actions is None or actions.ndim != 3 or actions.shape[:2] != mask.shape:
+        given = None if actions is None else actions.shape
+        raise ValueError(f"actions must be float[n, T, A] with the mask's [n, T] = {mask.shape}, got {given}.")
+    found = actions[mask].std(axis=0)
+    if not (found > 0).all():
+        raise ValueError(f"deviations of the actions are {found}; leave out those that never vary.")
+    return found
 
 
 def log_kernel(smoothing: Smoothing, actions: Array, target: Array) -> Array:

@@ -50,6 +50,12 @@ def test_kernels_of_two_actions_are_densities_whose_means_the_nodes_have(kernel,
     np.testing.assert_allclose(weights @ q(nodes), mass @ q(actions) / mass.sum(), atol=rough)
 
 
+def test_the_scale_is_the_deviation_of_what_was_done(bandit):
+    np.testing.assert_allclose(det.action_scale(bandit), np.std(bandit.actions, axis=(0, 1)))
+    with pytest.raises(ValueError, match="never vary"):
+        det.action_scale(bandit._replace(actions=np.zeros_like(bandit.actions)))
+
+
 def test_many_actions_have_few_nodes_that_are_exact_for_squares():
     rng = np.random.default_rng(0)
     size = 7

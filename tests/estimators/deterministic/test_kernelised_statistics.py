@@ -23,6 +23,7 @@ METHODS = (
     "marginal_importance_sampling",
     "cumulative_importance_sampling",
 )
+GRADIENTS = (*METHODS[:2], "marginal_policy_gradient", "cumulative_policy_gradient")
 TRUTH = {(row[0], row[1]): row[2:] for row in GOLDEN["truth"]["rows"]}
 
 
@@ -85,7 +86,7 @@ def repeated(width, form, spoilt=None):
         nuisances = det.given_nuisances(data, policy, jnp.asarray(GAIN), smoothing, gradient=True, **known)
         given = (data, policy, jnp.asarray(GAIN), smoothing, nuisances)
         values = jnp.stack([det.evaluate(method, *given).value for method in METHODS])
-        return values, jnp.stack([det.gradient(method, *given).value for method in METHODS[:2]])
+        return values, jnp.stack([det.gradient(method, *given).value for method in GRADIENTS])
 
     return jax.vmap(once)(jax.random.split(jax.random.key(0), RUNS))
 
@@ -105,11 +106,11 @@ def test_soft_estimates_are_unbiased_for_the_smoothed_policy_and_in_order(width)
     np.testing.assert_array_less(np.abs(mean - factor * smoothed), 4.0 * error)
     np.testing.assert_array_less(np.abs(slope - factor * smoothed_slope), 4.0 * slope_error)
     assert (np.diff(deviation) > 0).all(), deviation
-    # deviations of one run of 5000 that the reference has; the cumulative ones have long tails
-    wanted = {0.2: [0.00075, 0.0026, 0.0033], 0.4: [0.00066, 0.0013, 0.0068]}[width]
+    # deviations of one run of 5000: the first by a NumPy loop over a million rows, the others of 40 runs, with long tails
+    wanted = {0.2: [0.00083, 0.0026, 0.0033], 0.4: [0.00092, 0.0013, 0.0068]}[width]
     np.testing.assert_allclose(deviation[:3] / 5**0.5, wanted, rtol=0.35)
     if width == 0.2:
-        np.testing.assert_allclose(slope_deviation / 5**0.5, [0.0010, 0.0025], rtol=0.35)
+        np.testing.assert_allclose(slope_deviation[:2] / 5**0.5, [0.0010, 0.0025], rtol=0.35)
 
 
 @pytest.mark.parametrize("width", [0.1, 0.2, 0.4])
@@ -117,7 +118,7 @@ def test_with_exact_action_values_no_bandwidth_is_biased(width):
     (mean, _, error), (slope, _, slope_error) = moments("mixed", width)
     value, wanted = TRUTH[GAIN, HORIZON][:2]
     np.testing.assert_array_less(np.abs(mean - value)[:2], 4.0 * error[:2])
-    np.testing.assert_array_less(np.abs(slope - wanted), 4.0 * slope_error)
+    np.testing.assert_array_less(np.abs(slope - wanted)[:2], 4.0 * slope_error[:2])
     # its reward looks at the state alone, whose exact ratio there is
     assert abs(mean[2] - value) < 4.0 * error[2]
 
@@ -127,7 +128,7 @@ def test_either_nuisance_may_be_wrong(spoilt):
     (mean, _, error), (slope, _, slope_error) = moments("soft", 0.2, spoilt)
     _, _, value, wanted = TRUTH[GAIN, HORIZON]
     np.testing.assert_array_less(np.abs(mean - value)[:2], 4.0 * error[:2])
-    np.testing.assert_array_less(np.abs(slope - wanted), 4.0 * slope_error)
+    np.testing.assert_array_less(np.abs(slope - wanted)[:2], 4.0 * slope_error[:2])
     assert error[0] < 0.02
     if spoilt == "ratio":  # which alone is as wrong as it is
         assert abs(mean[2] - value) > 10.0 * error[2]
