@@ -254,7 +254,7 @@ def coverage_section(content: dict[str, Any], plots: Path) -> str:
     note = (
         "Hoeffding, empirical Bernstein, betting, Anderson and the finite-sample likelihood cover at every n, all others as n "
         "grows; a star marks coverage that is short of the level by more than two standard errors. naive is held against the "
-        f"behaviour policy's value. {content['compute_seconds'] / 60:.0f} minutes of processor time."
+        f"behaviour policy's value. {content['compute_seconds'] / 60:.0f} minutes, one case after the other."
     )
     return tables_section("Intervals of off-policy estimates", content, note, tables(content))
 

@@ -102,8 +102,7 @@ def check_known(known: Known, clip: Any, settings: Any, counts: Any) -> None:
         )
     if not is_concrete(given, weight_max):
         return
-    largest = weight_max if clip is None else 1.0 if weight_max is None else weight_max
-    endless = largest is None or np.isinf(largest).any()
+    endless = clip is None and (weight_max is None or bool(np.isinf(weight_max).any()))
     one_sided = settings.sides if settings.interval == "anderson" else "two"
     if given[0] < 0 and endless and one_sided != "upper":
         raise ValueError(
