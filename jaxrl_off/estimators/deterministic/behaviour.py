@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off.estimators.deterministic.ratios import LogDensity
+from jaxrl_off.estimators.deterministic.recursions import flattened
 from jaxrl_off.estimators.deterministic.regressions import Fitted, LinearSieve, regression_of
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.types import Array, Trajectories
@@ -59,7 +60,7 @@ def estimate_behaviour_density(
         model = LinearSieve(degree=degree)
         shown = steps.mask[..., None]
         actions = jnp.where(shown, jnp.asarray(trajectories.actions, jnp.float64), 0.0)
-        inputs = jnp.where(shown, _flat(trajectories.observations), 0.0)
+        inputs = jnp.where(shown, flattened(jnp.asarray(trajectories.observations)), 0.0)
         fitted, roots = _fitted(model, inputs, actions, steps.mask, train)
         narrow = jnp.diagonal(roots, axis1=-2, axis2=-1) <= 1e-9 * (1.0 + jnp.abs(fitted.intercept))
         if common.is_concrete(roots) and not bool(jnp.all(jnp.isfinite(roots) & ~narrow[..., None])):
@@ -69,16 +70,11 @@ def estimate_behaviour_density(
             )
 
         def log_density(observations: Array, actions: Array) -> Array:
-            return _log_density(model, fitted, roots, jnp.asarray(member), _flat(observations), actions)
+            return _log_density(model, fitted, roots, jnp.asarray(member), flattened(observations), actions)
 
         found = jnp.where(steps.mask, log_density(jnp.asarray(trajectories.observations), actions), 0.0)
         changed = trajectories._replace(behaviour_log_prob=found, behaviour_estimated=np.ones(n, bool))
         return BehaviourDensity(changed, log_density)
-
-
-def _flat(observations: Any) -> Array:
-    observations = jnp.asarray(observations)
-    return observations.reshape(*observations.shape[:2], -1).astype(jnp.float64)
 
 
 @jax.jit

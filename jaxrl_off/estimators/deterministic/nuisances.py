@@ -26,13 +26,15 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves, ratios_of
-from jaxrl_off.estimators.deterministic.regressions import (
-    Fitted,
-    LinearSieve,
-    NetworkRegression,
-    Regression,
-    regression_of,
+from jaxrl_off.estimators.deterministic.recursions import (
+    Step,
+    backwards,
+    flattened,
+    forwards,
+    of_other_folds,
+    stacked,
 )
+from jaxrl_off.estimators.deterministic.regressions import Fitted, LinearSieve, NetworkRegression, regression_of
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing, action_nodes
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.types import Array, PyTree, Trajectories
@@ -298,7 +300,7 @@ def _members(ratios: Ratios, folds: int, seed: int) -> Array:
 def _check_variation(ratios: Ratios) -> None:
     if not common.is_concrete(ratios.steps, ratios.actions, ratios.observations):
         return
-    inputs = np.asarray(_inputs(ratios.observations, ratios.actions))
+    inputs = np.concatenate([flattened(ratios.observations), ratios.actions], axis=-1)
     shown = np.asarray(ratios.steps.mask)[..., None]
     low = np.where(shown, inputs, np.inf).min(axis=0)
     high = np.where(shown, inputs, -np.inf).max(axis=0)
@@ -309,29 +311,6 @@ def _check_variation(ratios: Ratios) -> None:
             f"in step {int(np.argmax(constant))} neither observations nor actions vary over trajectories: features are "
             "constant, and action values cannot be told from them. Is the behaviour deterministic?"
         )
-
-
-def _inputs(observations: Array, actions: Array) -> Array:
-    """`[n, T, O + A]`."""
-    return jnp.concatenate([_flat(observations), actions], axis=-1)
-
-
-def _flat(observations: Array) -> Array:
-    return observations.reshape(*observations.shape[:2], -1).astype(jnp.float64)
-
-
-class _Step(NamedTuple):
-    """Columns of one step, `[n, ...]`; time comes first where all are stacked."""
-
-    observations: Array
-    flat: Array
-    actions: Array
-    rewards: Array
-    log_ratio: Array
-    mask: Array
-    scores: Array | None
-    metric: Array | None
-    time: Array
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "folds"))
@@ -346,14 +325,14 @@ def _fitted(
     policy: Policy,
     folds: int,
 ) -> Nuisances:
-    data = _steps_of(ratios)
+    data = stacked(ratios)
 
     def one(weights: Array) -> Nuisances:
-        values, _ = _backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
-        marginal = _forwards(data, regression_of(model, ratio=True), weights, jax.random.fold_in(key, 1), largest)
+        values, _ = backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
+        marginal = forwards(data, regression_of(model, ratio=True), weights, jax.random.fold_in(key, 1), largest)
         return Nuisances(*values[:2], marginal[0], *values[2:], *marginal[1:])
 
-    return _of_other_folds(one, ratios.steps.counts, member, folds)
+    return of_other_folds(one, ratios.steps.counts, member, folds)
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "folds", "order"))
@@ -369,13 +348,13 @@ def _derivatives(
     order: int,
 ) -> Array:
     derivative = {1: jax.grad, 2: jax.hessian}[order]
-    data, regression = _steps_of(ratios), regression_of(model, ratio=False)
+    data, regression = stacked(ratios), regression_of(model, ratio=False)
     scale = ratios.smoothing.scale
 
     def one(weights: Array) -> Array:
-        _, fitted = _backwards(data, ratios, regression, weights, key, discount, policy)
+        _, fitted = backwards(data, ratios, regression, weights, key, discount, policy)
 
-        def at(fitted: Fitted, now: _Step) -> Array:
+        def at(fitted: Fitted, now: Step) -> Array:
             def q(change: Array, state: Array, action: Array) -> Array:
                 return regression.predict(fitted, jnp.concatenate([state, action + scale * change]))[0]
 
@@ -384,109 +363,4 @@ def _derivatives(
 
         return jax.lax.map(lambda pair: at(*pair), (fitted, data))
 
-    return _of_other_folds(one, ratios.steps.counts, member, folds)
-
-
-def _steps_of(ratios: Ratios) -> _Step:
-    """Columns with time first."""
-    steps = ratios.steps
-    columns = (
-        ratios.observations,
-        _flat(ratios.observations),
-        ratios.actions,
-        steps.rewards,
-        steps.log_ratio,
-        steps.mask,
-        ratios.scores,
-        ratios.smoothing.metric,
-    )
-    horizon = steps.mask.shape[1]
-    return _Step(*(None if x is None else jnp.moveaxis(x, 1, 0) for x in columns), jnp.arange(horizon))
-
-
-def _of_other_folds(fit: Callable[[Array], Any], counts: Array, member: Array, folds: int) -> Any:
-    """Columns `[n, T, ...]`, each row from the fit, `weights -> [T, n, ...]`, to the folds that it is not in."""
-    found = jax.vmap(fit)(counts * (member != jnp.arange(folds)[:, None]))
-    return jax.tree.map(lambda column: jnp.moveaxis(column, 1, 2)[member, jnp.arange(len(member))], found)
-
-
-def _backwards(
-    data: _Step, ratios: Ratios, regression: Regression, weights: Array, key: Array, discount: Array, policy: Policy
-) -> tuple[tuple[Array, Array, Array | None, Array | None], Fitted]:
-    """q, v and their derivatives, `[T, n, ...]`, of a fit with these weights, and the fit `[T, ...]`."""
-    theta, restore = ravel_pytree(ratios.parameters)
-    derivatives = data.scores is not None
-    outputs = 1 + (len(theta) if derivatives else 0)
-    size = data.actions.shape[-1]
-
-    def step(carry: tuple[Fitted, Array], now: _Step) -> tuple[tuple[Fitted, Array], Any]:
-        fitted, following = carry  # v and v' of the step after, 0 where the row has ended
-        targets = discount * following
-        targets = targets.at[:, 0].add(now.rewards)
-        taken = jnp.concatenate([now.flat, now.actions], axis=-1)
-        step_key = jax.random.fold_in(key, now.time + 2)
-        fitted = regression.fit(fitted, taken, targets, weights * now.mask, step_key)
-
-        def expected(flat: Array) -> tuple[Array, Array]:
-            smoothing = ratios.smoothing.replace(metric=now.metric)
-            nodes, shares = action_nodes(smoothing, behaves(policy, restore(flat), now.observations, size))
-            states = jnp.broadcast_to(now.flat[:, None], (*nodes.shape[:-1], now.flat.shape[-1]))
-            found = regression.predict(fitted, jnp.concatenate([states, nodes], axis=-1))
-            mean = jnp.sum(shares[..., None] * found, axis=1)
-            return mean[:, 0], mean
-
-        if derivatives:
-            through_policy, mean = jax.jacfwd(expected, has_aux=True)(theta)
-            mean = mean.at[:, 1:].add(through_policy)
-        else:
-            mean = expected(theta)[1]
-        mean = jnp.where(now.mask[:, None], mean, 0.0)
-        q = jnp.where(now.mask[:, None], regression.predict(fitted, taken), 0.0)
-        return (fitted, mean), (q, mean, fitted)
-
-    width = data.flat.shape[-1] + size
-    first = regression.start(width, outputs, key), jnp.zeros((len(weights), outputs))
-    _, (q, v, fitted) = jax.lax.scan(step, first, data, reverse=True)
-    if not derivatives:
-        return (q[..., 0], v[..., 0], None, None), fitted
-    return (q[..., 0], v[..., 0], q[..., 1:], v[..., 1:]), fitted
-
-
-def _forwards(
-    data: _Step, regression: Regression, weights: Array, key: Array, largest: Array
-) -> tuple[Array, Array | None, Array]:
-    """w, its derivative, and where it was clipped, `[T, n, ...]`."""
-    derivatives = data.scores is not None
-    outputs = 1 + (data.scores.shape[-1] if derivatives else 0)
-
-    def step(carry: tuple[Fitted, Array], now: _Step) -> tuple[tuple[Fitted, Array], Any]:
-        fitted, before = carry  # mu and d of the step before, kept where the row has ended
-        trained = weights * now.mask
-        fitted = regression.fit(fitted, now.flat, before, trained, jax.random.fold_in(key, now.time))
-        raw = regression.predict(fitted, now.flat)
-
-        def normalised(found: Array, previous: Array) -> Array:
-            kept = jnp.where(found > largest, largest, jnp.where(found > 0, found, 0.0))
-            mass = common.ratio(trained @ previous, weights @ previous)
-            mean = common.ratio(trained @ kept, jnp.sum(weights))
-            return kept * common.ratio(mass, mean)
-
-        start = now.time == 0
-        ratio = jnp.where(start, 1.0, normalised(raw[:, 0], before[:, 0]))
-        columns = [ratio[:, None]]
-        if derivatives:
-            turned = jax.vmap(lambda *slopes: jax.jvp(normalised, (raw[:, 0], before[:, 0]), slopes)[1], 1, 1)
-            columns.append(jnp.where(start, 0.0, turned(raw[:, 1:], before[:, 1:])))
-        found = jnp.concatenate(columns, axis=1)
-        eta = common.weights_of(now.log_ratio)[:, None]
-        after = [eta * found[:, :1]]
-        if derivatives:
-            after.append(eta * (found[:, 1:] + found[:, :1] * now.scores))
-        held = jnp.where(now.mask[:, None], jnp.concatenate(after, axis=1), before)
-        clipped = ~start & ((raw[:, 0] < 0) | (raw[:, 0] > largest)) & now.mask
-        return (fitted, held), (found, clipped.astype(jnp.float64))
-
-    unit = jnp.zeros((len(weights), outputs)).at[:, 0].set(1.0)
-    first = regression.start(data.flat.shape[-1], outputs, key), unit
-    _, (found, clipped) = jax.lax.scan(step, first, data)
-    return found[..., 0], found[..., 1:] if derivatives else None, clipped
+    return of_other_folds(one, ratios.steps.counts, member, folds)

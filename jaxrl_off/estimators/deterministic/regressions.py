@@ -216,19 +216,17 @@ def _normal_ratio(ridge: Any) -> Regression:
     def fit(fitted: Fitted, inputs: Array, targets: Array, weights: Array, key: Array) -> Fitted:
         mean, deviation = _moments(inputs, weights)
         x = (inputs - mean) / deviation
-        identity = jnp.eye(x.shape[-1])
 
         def law(shares: Array) -> tuple[Array, Array]:
             centre = shares @ x
-            covariance = ((x - centre) * shares[:, None]).T @ (x - centre)
-            return centre, covariance + ridge * identity
+            return centre, ((x - centre) * shares[:, None]).T @ (x - centre)
 
         def exponent(mass: Array) -> _Exponent:
             shares = common.ratio(weights * mass, weights @ mass)
-            # what never varies must not be divided by its variance
-            still = jnp.diag(jnp.where(jnp.abs(x).max(axis=0, initial=0.0) > 0, 0.0, 1.0))
             ours, theirs = law(shares), law(common.ratio(weights, jnp.sum(weights)))
-            precision, other = (jnp.linalg.inv(covariance + still) for _, covariance in (ours, theirs))
+            # what never varies must not be divided by its variance
+            extra = jnp.diag(jnp.where(jnp.diagonal(theirs[1]) > 1e-18, ridge, 1.0))
+            precision, other = (jnp.linalg.inv(covariance + extra) for _, covariance in (ours, theirs))
             volume = jnp.linalg.slogdet(precision)[1] - jnp.linalg.slogdet(other)[1]
             constant = 0.5 * (volume - ours[0] @ precision @ ours[0])
             return _Exponent(0.5 * (other - precision), precision @ ours[0], constant)

@@ -92,10 +92,13 @@ def nuisances_of(data, gain, smoothing, gradient=False):
 VALUED = tuple(name for name, method in det.METHODS.items() if method.valued)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "normalised"))
-def everything(data, gain, width, form, normalised=False, discount=1.0):
+@functools.partial(jax.jit, static_argnames=("form", "normalised", "kernel"))
+def everything(data, gain, width, form, normalised=False, discount=1.0, kernel="gaussian"):
     """Values, their derivatives by `jax`, and by the recursion, in the order of the golden numbers."""
-    smoothing, options = det.Smoothing(width, form=form), dict(self_normalised=normalised, discount=discount)
+    smoothing, options = (
+        det.Smoothing(width, form=form, kernel=kernel),
+        dict(self_normalised=normalised, discount=discount),
+    )
 
     def values(gain):
         nuisances = nuisances_of(data, gain, smoothing)
@@ -121,10 +124,11 @@ def test_four_trajectories_have_the_golden_values_and_gradients(four, form, widt
     np.testing.assert_allclose(slopes, derived, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["mixed", "soft"])
-def test_self_normalised_recursions_are_derivatives_too(four, form):
+@pytest.mark.parametrize(("form", "kernel"), [("mixed", "gaussian"), ("soft", "epanechnikov")])
+def test_self_normalised_recursions_are_derivatives_too(four, form, kernel):
     with jax.enable_x64(True):
-        values, derived, slopes = everything(four, jnp.asarray(GAIN), jnp.asarray(0.57), form, True, 0.9)
+        given = (four, jnp.asarray(GAIN), jnp.asarray(0.57))
+        values, derived, slopes = everything(*given, form, True, 0.9, kernel)
     np.testing.assert_allclose(slopes, derived, rtol=1e-10, atol=1e-12)
     assert np.isfinite(values).all()
 
