@@ -235,11 +235,15 @@ def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
     names = list(dict.fromkeys(name for case in cases for name in case["methods"]))
     header = ["method", *(f"{case['domain']} {case['n']:,}" for case in cases)]
 
-    def number(row: dict[str, Any] | None, key: str, scale: float = 1.0, form: str = ".3g") -> str:
-        return "-" if row is None or row.get(key) is None else f"{scale * row[key]:{form}}"
+    def number(row: dict[str, Any], key: str, scale: float = 1.0, form: str = ".3g") -> str:
+        return "-" if row.get(key) is None else f"{scale * row[key]:{form}}"
 
-    def rows_of(cell: Callable[[dict[str, Any] | None], str]) -> list[list[str]]:
-        return [[name, *(cell(case["methods"].get(name)) for case in cases)] for name in names]
+    def rows_of(cell: Callable[[dict[str, Any]], str]) -> list[list[str]]:
+        rows = [[case["methods"].get(name) for case in cases] for name in names]
+        return [
+            [name, *("-" if row is None else cell(row) for row in found)]
+            for name, found in zip(names, rows, strict=True)
+        ]
 
     made = [
         (
