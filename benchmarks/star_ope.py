@@ -93,12 +93,13 @@ def run_case(case: Case) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(case.size), number)
         trajectories = jax.device_get(domain.sample(key, case.size, domain.behaviour))
         target = np.asarray(domain.target_log_prob(trajectories), np.float64)
+        cells = np.stack([np.asarray(phi(trajectories.observations)) for phi in abstractions])
         estimates = importance_sampling(trajectories, target, domain)
         if case.direct:
-            estimates |= direct_methods(trajectories, target, domain, abstractions)
-        estimates |= grids(trajectories, target, domain, abstractions)
+            estimates |= direct_methods(trajectories, target, domain, cells[-1])
+        estimates |= grids(trajectories, target, domain, cells)
         if case.resamples and case.size <= 1000:
-            estimates |= selections(trajectories, target, domain, abstractions, case.resamples)
+            estimates |= selections(trajectories, target, domain, cells, case.resamples)
         for name, value in estimates.items():
             found.setdefault(name, []).append(float(value))
     return {
@@ -158,11 +159,11 @@ def importance_sampling(trajectories: Any, target: np.ndarray, domain: Any) -> d
     return {name: method(trajectories, target, discount=domain.discount).value for name, method in methods.items()}
 
 
-def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, abstractions: list[Any]) -> dict[str, Any]:
+def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, finest: np.ndarray) -> dict[str, Any]:
     """Tabular direct methods on cells, and what corrects them."""
     from jaxrl_off.estimators.trajectory import corrected, tabular
 
-    states, policy = cells_of(trajectories, domain, abstractions)
+    states, policy = cells_of(trajectories, domain, finest)
     data = trajectories._replace(observations=states, final_observation=None)
     discount = dict(discount=domain.discount)
     tables = {"MB": tabular.tabular_q(data, policy, **discount)}
@@ -186,16 +187,15 @@ def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, abstracti
     return found
 
 
-def cells_of(trajectories: Any, domain: Any, abstractions: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of direct methods, and the target policy on them, `[S, A]`."""
+def cells_of(trajectories: Any, domain: Any, finest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of direct methods, of Asterix those of the finest abstraction, and the target policy on them, `[S, A]`."""
     from jaxrl_off.estimators.trajectory.abstractions import tiles
 
     if domain.name == "sepsis":
         return trajectories.observations, np.exp(np.asarray(domain.target(np.arange(716)), np.float64))
     if domain.name == "asterix":
-        states = np.asarray(abstractions[-1](trajectories.observations))
         row = np.exp(np.asarray(domain.target(np.zeros(400)), np.float64))
-        return states, np.tile(row / row.sum(), (abstractions[-1].num_states, 1))
+        return finest, np.tile(row / row.sum(), (CELLS["asterix"][-1], 1))
     bins, low, high = (3, 3, 6, 4), (-2.4, -2.0, -0.21, -2.0), (2.4, 2.0, 0.21, 2.0)
     phi = tiles(low, high, bins)
     # the angle's tiles meet at 0, where the target policy changes
@@ -203,34 +203,25 @@ def cells_of(trajectories: Any, domain: Any, abstractions: list[Any]) -> tuple[n
     return np.asarray(phi(trajectories.observations)), np.where(angle[:, None], [0.1, 0.9], [0.9, 0.1])
 
 
-def grids(trajectories: Any, target: np.ndarray, domain: Any, abstractions: list[Any]) -> dict[str, Any]:
-    """STAR on the grid."""
+def grids(trajectories: Any, target: np.ndarray, domain: Any, cells: np.ndarray) -> dict[str, Any]:
+    """STAR on the grid, with the cells of each abstraction, `[Z, n, T]`."""
     from jaxrl_off.estimators.trajectory.star import star_values
 
-    states, most = _cells(trajectories, abstractions)
-    values = np.asarray(star_values(trajectories, target, states, most, WINDOWS, discount=domain.discount))
-    return {
-        f"|Z|={phi.num_states} c={window}": values[i, j]
-        for i, phi in enumerate(abstractions)
-        for j, window in enumerate(WINDOWS)
-    }
+    sizes = CELLS[domain.name]
+    values = np.asarray(star_values(trajectories, target, cells, max(sizes), WINDOWS, discount=domain.discount))
+    return {f"|Z|={size} c={window}": values[i, j] for i, size in enumerate(sizes) for j, window in enumerate(WINDOWS)}
 
 
-def selections(
-    trajectories: Any, target: np.ndarray, domain: Any, abstractions: list[Any], resamples: int
-) -> dict[str, Any]:
+def selections(trajectories: Any, target: np.ndarray, domain: Any, cells: np.ndarray, resamples: int) -> dict[str, Any]:
     """STAR as rules choose it that do not know the truth; candidates with the full product are there as references."""
     from jaxrl_off.estimators.trajectory import star_selection
 
-    states, most = _cells(trajectories, abstractions)
-    windows = (*WINDOWS, None)
+    windows, most = (*WINDOWS, None), max(CELLS[domain.name])
     options = dict(resamples=resamples, discount=domain.discount)
-    candidates = star_selection.star_candidates(trajectories, target, states, most, windows, **options)
+    candidates = star_selection.star_candidates(trajectories, target, cells, most, windows, **options)
     rules = {
         "STAR selected (SLOPE)": lambda: star_selection.select_by_slope(candidates),
-        "STAR selected (error)": lambda: star_selection.select_by_error(
-            candidates, len(windows) * len(abstractions) - 1
-        ),
+        "STAR selected (error)": lambda: star_selection.select_by_error(candidates, len(windows) * len(cells) - 1),
         "STAR mixture (OPERA)": lambda: star_selection.opera(candidates),
     }
     found = {}
@@ -240,11 +231,6 @@ def selections(
         except ValueError:  # no candidate, or not the reference, is finite on all resamples
             found[name] = np.nan
     return found
-
-
-def _cells(trajectories: Any, abstractions: list[Any]) -> tuple[np.ndarray, int]:
-    states = np.stack([np.asarray(phi(trajectories.observations)) for phi in abstractions])
-    return states, max(phi.num_states for phi in abstractions)
 
 
 def rows_of(case: dict[str, Any]) -> dict[str, dict[str, Any]]:

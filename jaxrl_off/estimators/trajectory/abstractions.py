@@ -32,6 +32,7 @@ from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.types import Array
 
 LAWS = ("uniform", "normal")
+_BLOCK = 1024  # points whose distances are held at once
 _LARGEST_CODE = 20  # bits; a process of 2^20 cells is beyond all memory
 
 
@@ -131,8 +132,9 @@ def nearest_centroid(centroids: Any, *, centre: Any = 0.0, scale: Any = 1.0) -> 
 
     def function(observations: Any) -> Array:
         with common.float64(observations, centroids, centre, scale):
-            points = (_rows(observations, dimension) - centre) / scale
-            return _nearest(points, jnp.asarray(centroids, jnp.float64))[0]
+            rows = _rows(observations, dimension, None)
+            places = [jnp.asarray(x, jnp.float64) for x in (centroids, centre, scale)]
+            return _nearest(rows.reshape(-1, dimension), *places).reshape(rows.shape[:2])
 
     return Abstraction(function, size)
 
@@ -273,25 +275,25 @@ def _check_at_least_one(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
-def _rows(observations: Any, dimension: int) -> Array:
-    """Observations `[n, T, ...]` as `float64[n, T, d]`."""
+def _rows(observations: Any, dimension: int, dtype: Any = jnp.float64) -> Array:
+    """Observations `[n, T, ...]` as `[n, T, d]`, in their own type where none is given."""
     shape = jnp.shape(observations)
     if len(shape) < 2 or math.prod(shape[2:]) != dimension:
         raise ValueError(f"observations must be [n, T, ...] of {dimension} numbers a step, got shape {shape}.")
-    return jnp.asarray(observations, jnp.float64).reshape(*shape[:2], dimension)
+    return jnp.asarray(observations, dtype).reshape(*shape[:2], dimension)
 
 
 @jax.jit
-def _nearest(points: Array, centroids: Array) -> tuple[Array, Array]:
-    """Index of the nearest centroid and its squared distance; one centroid at a time, to take little memory."""
+@jax.jit
+def _nearest(points: Array, centroids: Array, centre: Array | float = 0.0, scale: Array | float = 1.0) -> Array:
+    """Index of the centroid nearest to `(point - centre) / scale`, `int32[N]`; some points at a time, to take little memory."""
+    lengths = jnp.sum(jnp.square(centroids), axis=1)
 
-    def compare(k: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
-        index, least = best
-        distance = jnp.sum(jnp.square(points - centroids[k]), axis=-1)
-        return jnp.where(distance < least, k, index).astype(jnp.int32), jnp.minimum(distance, least)
+    def index(point: Array) -> Array:
+        place = (point.astype(centroids.dtype) - centre) / scale
+        return jnp.argmin(lengths - 2.0 * centroids @ place).astype(jnp.int32)
 
-    start = (jnp.zeros(points.shape[:-1], jnp.int32), jnp.full(points.shape[:-1], jnp.inf))
-    return jax.lax.fori_loop(0, len(centroids), compare, start)
+    return jax.lax.map(index, points, batch_size=_BLOCK)
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "iterations"))
@@ -311,7 +313,7 @@ def _lloyd(key: Array, points: Array, weight: Array, num_states: int, iterations
 
     def move(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         step, means, _ = carry
-        cells, _ = _nearest(points, means)
+        cells = _nearest(points, means)
         size = jax.ops.segment_sum(weight, cells, num_states)[:, None]
         middle = jax.ops.segment_sum(weight[:, None] * points, cells, num_states) / jnp.where(size > 0, size, 1.0)
         moved = jnp.where(size > 0, middle, means)
