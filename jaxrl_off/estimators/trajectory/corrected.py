@@ -198,7 +198,8 @@ def cross_fitted(fit: Callable[[Any], Any], counts: Any, *, folds: int = 2, seed
         raise ValueError(f"folds must be between 2 and the number of trajectories, {len(counts)}, got {folds}.")
     member = np.random.default_rng(seed).permutation(np.arange(len(counts)) % folds)
     made = [fit(np.where(member == fold, 0.0, counts)) for fold in range(folds)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[member, np.arange(len(counts))], *made)
+    with jax.enable_x64(True):  # leaves are of either precision, and stay so
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves)[member, np.arange(len(counts))], *made)
 
 
 def _partial_returns(steps: Steps, log_weight: Array, q: Array, v: Array) -> Callable[[Array], Array]:

@@ -74,7 +74,7 @@ def tabular_steps_of(
     """
     policy = policy_of("target_policy", target_policy)
     steps = common.steps_of(trajectories, None, discount=discount, counts=counts)
-    concrete = common.is_concrete(trajectories, counts)
+    concrete = common.is_concrete(trajectories, counts, steps)
     library = np if concrete else jnp
     mask = library.asarray(steps.mask)
     states = _index("observations", trajectories.observations, mask, policy.shape[0], "states")

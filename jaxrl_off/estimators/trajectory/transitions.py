@@ -210,7 +210,7 @@ def transitions_of(
             the candidates; and rows that go on after a step that ended them.
     """
     steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
-    concrete = common.is_concrete(trajectories, counts)
+    concrete = common.is_concrete(trajectories, counts, steps)
     library = np if concrete else jnp
     mask, counted = library.asarray(trajectories.mask, bool), library.asarray(steps.mask)
     goes_on = library.concatenate([mask[:, 1:], library.zeros_like(mask[:, :1])], axis=1)
