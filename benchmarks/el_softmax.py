@@ -33,7 +33,26 @@ OBJECTIVES = {
 BATCH, LARGEST, RATE = 100, 500, 0.02
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(repetitions=20, chosen=("ds_1464_2", "ds_1489_2"), loggers=("epsilon 0.1",), steps=100, passes=10),
-    "cpu": dict(repetitions=40, chosen=(), loggers=("epsilon 0.1", "bag 10", "cover 10"), steps=200, passes=20),
+    # the data sets of two classes and up to 16 features that fill their 500 rows: a log of one size, few programs
+    "cpu": dict(
+        repetitions=40,
+        chosen=(
+            "ds_1216_2",
+            "ds_1217_2",
+            "ds_1218_2",
+            "ds_1235_2",
+            "ds_1471_2",
+            "ds_1236_2",
+            "ds_1237_2",
+            "ds_1238_2",
+            "ds_1241_2",
+            "ds_1460_2",
+            "ds_1489_2",
+        ),
+        loggers=("epsilon 0.1", "bag 10", "cover 10"),
+        steps=200,
+        passes=20,
+    ),
 }
 
 
