@@ -1,5 +1,8 @@
 """Summaries of the STAR benchmark on made-up results."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -86,3 +89,13 @@ def test_direct_methods_know_the_target_policy_of_their_cells():
     states, policy = star_ope.cells_of(data, cartpole(), [])
     expected = np.where(observations[0, :, 2:3] > 0, [0.1, 0.9], [0.9, 0.1])
     np.testing.assert_allclose(policy[states[0]], expected)
+
+
+def test_the_readme_says_what_the_committed_results_say():
+    root = Path(__file__).parents[1]
+    content = json.loads((root / "benchmarks" / "results" / "star_ope_cpu.json").read_text())
+    readme = (root / "README.md").read_text().replace("\\|", "|")
+    _, _, lines = star_ope.tables(content)[0]
+    assert len(lines) == 12
+    for line in lines:
+        assert " | ".join(line) in readme, line
