@@ -36,7 +36,7 @@ class _Sums(NamedTuple):
     largest: Array
 
 
-_CHUNK = 2**14  # rows that stay in a core's cache
+_CHUNK = 2**13  # rows that stay in a core's cache, and are too few for OpenBLAS to share among threads
 
 
 def _sums_of(weights: Any, rewards: Any, counts: Any, limits: tuple[Any, Any], span: tuple[Any, Any]) -> _Sums:
