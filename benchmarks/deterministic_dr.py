@@ -52,14 +52,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "cpu": dict(
         horizons=(5, 10, 20, 50),
-        sizes=(250, 500, 1000, 2000),
+        sizes=(250, 750, 2250),
         repetitions=100,
         gradients=(200, 800),
-        robustness=dict(count=6400, horizon=50, repetitions=50),
+        robustness=dict(count=1600, horizon=50, repetitions=50),
         forms=((800, 30, 0.05), (1600, 10, 0.08)),
-        learning=dict(count=800, horizon=50, repetitions=10),
+        learning=dict(count=800, horizon=50, repetitions=8),
         objectives=(*CUMULATIVE, *MARGINAL, "deterministic_policy_gradient"),
-        control=1000,
+        control=4000,
     ),
 }
 
@@ -381,7 +381,7 @@ def cases_of(preset: dict[str, Any]) -> list[Case]:
     for objective in preset["objectives"]:
         add("learning", 1e7, objective=objective, **preset["learning"])
     if preset["control"]:
-        add("control", 1e8, count=preset["control"])
+        add("control", 1.0, count=preset["control"])
     return made
 
 

@@ -21,4 +21,10 @@ def test_notebook_runs(path):
 
 
 def test_there_is_a_notebook():
-    assert [path.stem for path in NOTEBOOKS] == ["dapo", "empirical_likelihood", "nppac", "off_policy_evaluation"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "dapo",
+        "deterministic_policies",
+        "empirical_likelihood",
+        "nppac",
+        "off_policy_evaluation",
+    ]
