@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dapo_atari import atari_row
+from benchmarks.deterministic_report import deterministic_section
 from benchmarks.el_report import contest_section, intervals_section
 from benchmarks.nppac_report import learning_section, pathology_section
 from benchmarks.ope_coverage import coverage_section
@@ -52,10 +53,12 @@ def write_report(results: Path) -> Path:
         "star_ope": star_section,
         "ope_coverage": coverage_section,
         "ope_suite": suite_section,
+        "deterministic_dr": deterministic_section,
         "throughput": throughput_section,
         "throughput_kl": throughput_section,
         "el_speed": throughput_section,
         "ope_speed": throughput_section,
+        "deterministic_speed": throughput_section,
     }
     body = ["<h1>jaxrl_off: results</h1>"]
     for kind, section in sections.items():
@@ -253,6 +256,7 @@ def throughput_section(content: dict[str, Any], plots: Path) -> str:
         "throughput_kl": "the KL-regularised actor-critic and its Gaussian process",
         "el_speed": "empirical likelihood",
         "ope_speed": "off-policy evaluation from trajectories",
+        "deterministic_speed": "kernelised estimators for deterministic policies",
     }
     title = f"<h2>Throughput of {subjects[content['benchmark']]}</h2>"
     return title + where(content) + table(content["header"], content["rows"])

@@ -39,6 +39,7 @@ PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
         preset: ("benchmarks.star_ope", "benchmarks.ope_suite", "benchmarks.ope_coverage")
         for preset in ("quick", "cpu")
     },
+    "deterministic": {preset: ("benchmarks.deterministic_dr",) for preset in ("quick", "cpu")},
 }
 
 
