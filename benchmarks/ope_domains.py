@@ -164,7 +164,7 @@ def cartpole() -> Domain:
     right = np.unravel_index(np.arange(phi.num_states), bins)[2] >= bins[2] // 2
 
     tables = np.stack([np.where(right[:, None], [1.0 - p, p], [p, 1.0 - p]) for p in LEANING])
-    cells = tuple(abstractions.tiles(low, high, cut) for cut in ((1, 1, 2, 1), (1, 1, 4, 2), (1, 1, 6, 4), bins))
+    cells = tuple(abstractions.tiles(low, high, cut) for cut in ((1, 1, 2, 1), (1, 1, 4, 2), (1, 1, 6, 4)))
     return _observed("cartpole", tables, phi, cells, vectors=True)
 
 
@@ -205,7 +205,8 @@ def _finite(
     draw, size = process.sampler(), len(behaviour)
     logarithms = np.log(np.maximum(tables, 1e-300))
     if not coarse:
-        cells = sorted({max(1, size // divisor) for divisor in (16, 4, 1)} | {1})
+        # a grid of more than 64 cells takes minutes to choose from
+        cells = sorted({max(1, size // divisor) for divisor in (16, 4, 1) if size // divisor <= 64} | {1})
         coarse = tuple(abstractions.Abstraction(functools.partial(_block, count=c, size=size), c) for c in cells)
     return Domain(
         name,
