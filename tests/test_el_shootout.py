@@ -125,10 +125,10 @@ def test_factors_of_a_learning_pass():
     assert el_learning.omega(greedy, log, slice(0, 300), 5.0, None)[0, -1] == 0.0
 
 
-def test_a_contest_of_softmax_policies(monkeypatch):
+def test_a_contest_of_softmax_policies():
     """What a policy learns from a log that explores is what the other rows say, and it beats chance by far."""
-    monkeypatch.setattr(el_softmax, "OBJECTIVES", {"likelihood": "likelihood"})
-    jobs = contests("softmax", Path("nowhere"), 3, (), ("epsilon 0.25",), steps=60, passes=1)
+    settings = dict(objectives=("likelihood",), steps=60, passes=1)
+    jobs = contests("softmax", Path("nowhere"), 3, (), ("epsilon 0.25",), **settings)
     job = next(job for job in jobs if "wine" in job.files)
     (row,) = el_softmax.run_contest(dataclasses.replace(job, files=("wine",)))["results"]
     data = load("wine", job.padded)
