@@ -241,9 +241,10 @@ def robustness(count: int, horizon: int, repetitions: int) -> dict[str, Any]:
     from benchmarks.deterministic_process import Process, simulate, truth
     from jaxrl_off.estimators import deterministic as det
 
-    # at a gain of 1.2 states would have the law of the behaviour policy, and w = 1 would be right
-    process = Process(horizon, 1.5, noise=0.0, deviation=0.2)
-    smoothing = det.Smoothing(0.2, form="soft")
+    # not the authors' gain of 1, where the gradient is 0, nor their h of 0.2 and no noise: states would have nearly the law of
+    # the behaviour policy, so that w = 1 would be right, and q would be found exactly
+    process, width = Process(horizon, 1.3, deviation=0.2), 0.14
+    smoothing = det.Smoothing(width, form="soft")
     columns = ("q", "v", "q_gradient", "v_gradient")
 
     def one(key: Any) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def robustness(count: int, horizon: int, repetitions: int) -> dict[str, Any]:
             case: estimates(data, process, smoothing, fit._replace(**other), MARGINAL) for case, other in cases.items()
         }
 
-    found, true = repeated(one, count, repetitions, count * horizon), truth(process, 0.2)
+    found, true = repeated(one, count, repetitions, count * horizon), truth(process, width)
     true = dict(zip(("value", "gradient"), true, strict=True))
     return {
         "truth": true,
