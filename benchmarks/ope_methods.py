@@ -160,7 +160,8 @@ def marginal_ratio(x: Inputs, counts: Any) -> Array:
     import jax.numpy as jnp
 
     ratio = jnp.where(x.data.mask, x.target_log_prob - x.data.behaviour_log_prob, 0.0)
-    before = jnp.exp(jnp.cumsum(ratio, axis=1) - ratio)
+    # no difference of sums, which may be -inf
+    before = jnp.exp(jnp.pad(jnp.cumsum(ratio, axis=1), [(0, 0), (1, 0)])[:, :-1])
     counted = jnp.where(x.data.mask, counts[:, None], 0.0)
 
     def mean(state: Array, weight: Array, count: Array) -> Array:
