@@ -46,4 +46,4 @@ atari-smoke: $(INSTALLED)  ## watch learning start on one real Atari game (minut
 	$(BIN)/python -m benchmarks.dapo_atari --preset smoke
 
 clean:  ## remove the environments and everything that runs leave behind
-	rm -rf $(VENV) .venv-peers .venv-sbx results runs build dist *.egg-info
+	rm -rf $(VENV) .venv-* results runs build dist *.egg-info
