@@ -43,7 +43,7 @@ def recorded():
 
 
 def test_exactly_the_first_episode_of_every_lane(recorded):
-    data, report = check(recorded, require=recorded._fields)
+    data, report = check(recorded, require=[name for name in recorded._fields if name != "behaviour_estimated"])
     assert report.rows == 90
     lengths = data.observations[:, 0, 0].astype(int)
     np.testing.assert_array_equal(data.mask.sum(axis=1), lengths)

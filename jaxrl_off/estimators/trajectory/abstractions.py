@@ -287,10 +287,12 @@ def _rows(observations: Any, dimension: int, dtype: Any = jnp.float64) -> Array:
 @jax.jit
 def _nearest(points: Array, centroids: Array, centre: Array | float = 0.0, scale: Array | float = 1.0) -> Array:
     """Index of the centroid nearest to `(point - centre) / scale`, `int32[N]`; some points at a time, to take little memory."""
+    middle = jnp.mean(centroids, axis=0)  # no cancellation far from the origin
+    centroids = centroids - middle
     lengths = jnp.sum(jnp.square(centroids), axis=1)
 
     def index(point: Array) -> Array:
-        place = (point.astype(centroids.dtype) - centre) / scale
+        place = (point.astype(centroids.dtype) - centre) / scale - middle
         return jnp.argmin(lengths - 2.0 * centroids @ place).astype(jnp.int32)
 
     return jax.lax.map(index, points, batch_size=_BLOCK)
