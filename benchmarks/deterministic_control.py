@@ -4,6 +4,9 @@ The controller pumps energy E in, and holds the pendulum near the top: `u = 2 ta
 `pump = -k_0 thetadot E`, `hold = -k_1 sin theta - k_2 thetadot` and three gains to be learned. Logged actions are those of
 gains that are too small, with normal noise, in the first `HORIZON` steps of gymnax's Pendulum from its random starts. True
 values are means over 20,000 new episodes.
+
+Neither a polynomial q nor a normal ratio is right here, and intervals know nothing of that: estimates with sieves of degree 2
+and of degree 4 stand side by side. Degree 4, which learning has, was taken after intervals of degree 2 had missed.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ def pendulum(count: int) -> dict[str, Any]:
     """Learn from one half of `2 count` trajectories, judge by the other.
 
     Returns:
-        A title and rows: policy, estimate with interval on the half that was kept aside, true value and its error.
+        A title and rows: policy, value with interval by the half that was kept aside, true value and its error.
     """
     logger = acting(LOGGED, NOISE)
     logged = jax.device_get(
@@ -64,25 +67,19 @@ def pendulum(count: int) -> dict[str, Any]:
     seen, kept = det.split(logged)
     unit = np.array([NOISE])
     wide = det.Smoothing(det.rate_bandwidth(count, gradient=True), scale=unit)
-    learned = det.learn(seen, controller, LOGGED, wide, steps=STEPS, learning_rate=0.15).parameters
+    options = dict(steps=STEPS, learning_rate=0.15, model=det.LinearSieve(degree=4))
+    learned = det.learn(seen, controller, LOGGED, wide, **options).parameters
     narrow = det.Smoothing(det.rate_bandwidth(count, undersmooth=True, constant=2.0), scale=unit)
     rows = []
     for name, gains in (("the logged one without its noise", LOGGED), ("learned", jnp.asarray(learned, jnp.float32))):
-        fit = det.fit_nuisances(kept, controller, gains, narrow)
-        found = det.evaluate("marginal_doubly_robust", kept, controller, gains, narrow, fit, level=0.95)
         true, error = value_of(gains)
-        estimate = {field: float(getattr(found, field)) for field in ("value", "lower", "upper")}
         shown = ", ".join(f"{float(gain):.2f}" for gain in gains)
-        rows.append(
-            {
-                "policy": f"{name}: {shown}",
-                "estimate": estimate["value"],
-                "lower": estimate["lower"],
-                "upper": estimate["upper"],
-                "truth": true,
-                "truth_error": error,
-            }
-        )
+        for degree in (2, 4):
+            fit = det.fit_nuisances(kept, controller, gains, narrow, det.LinearSieve(degree=degree))
+            found = det.evaluate("marginal_doubly_robust", kept, controller, gains, narrow, fit, level=0.95)
+            row = {"policy": f"{name}: {shown}; degree {degree}", "truth": true, "truth_error": error}
+            row |= {field: float(getattr(found, field)) for field in ("value", "lower", "upper")}
+            rows.append(row)
     returns = kept.rewards.sum(axis=1)
     title = (
         f"Pendulum, {HORIZON} steps, {count:,} trajectories to learn from and as many to judge by; the logged, noisy "

@@ -122,7 +122,7 @@ def _control(cases: list[dict[str, Any]]) -> list[Table]:
         lines = [
             [
                 row["policy"],
-                f"{row['estimate']:.1f} [{row['lower']:.1f}, {row['upper']:.1f}]",
+                f"{row['value']:.1f} [{row['lower']:.1f}, {row['upper']:.1f}]",
                 f"{row['truth']:.1f} ± {row['truth_error']:.1g}",
             ]
             for row in case["rows"]
