@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.jobs import command_line, default_workers, digest, pairs, provenance, rounded, run_all, write_json
+from benchmarks.jobs import command_line, default_workers, digest, pairs, rounded, run_all, write_results
 from benchmarks.statistics import bootstrap_interval, print_rows
 
 SHORT = {
@@ -390,16 +390,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
     """Run a preset and write its JSON; returns what was written."""
     preset = PRESETS[preset_name]
     found = run_all(cases_of(preset), cache, workers=workers, title="deterministic policies", runner=run_case)
-    content = {
-        "benchmark": "deterministic_dr",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(case["seconds"] for case in found), 1),
-        "sizes": preset,
-        "results": found,
-    }
-    write_json(output, content)
-    return content
+    return write_results(output, "deterministic_dr", preset_name, preset, found, found)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from benchmarks.el_shootout import (
     programs_of,
     tally,
 )
-from benchmarks.jobs import default_workers, provenance, rounded, run_all, write_json
+from benchmarks.jobs import default_workers, rounded, run_all, write_results
 from benchmarks.statistics import print_rows
 
 CHALLENGERS = ("EL (paper's)", "EL (middle)", "Cressie-Read(-2)")
@@ -159,16 +159,9 @@ def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path
     preset = PRESETS[preset_name]
     jobs = contests("estimation", data, preset["repetitions"], preset["chosen"], preset["loggers"])
     found = run_all(jobs, cache, workers=workers, title="estimation", runner=run_contest)
-    content = {
-        "benchmark": "el_estimation",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(job["seconds"] for job in found), 1),
-        "sizes": preset,
-        "results": [row for job in found for row in job["results"]],
-    }
-    write_json(output, content)
-    return content
+    return write_results(
+        output, "el_estimation", preset_name, preset, found, [row for job in found for row in job["results"]]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,7 +33,7 @@ from benchmarks.el_shootout import (
     programs_of,
     tally,
 )
-from benchmarks.jobs import default_workers, provenance, rounded, run_all, write_json
+from benchmarks.jobs import default_workers, rounded, run_all, write_results
 from benchmarks.statistics import print_rows
 
 LEVEL = 0.95
@@ -164,16 +164,9 @@ def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path
         for job in contests("learning", data, *sizes, costs=costs, passes=preset["passes"])
     ]
     found = run_all(jobs, cache, workers=workers, title="learning", runner=run_contest)
-    content = {
-        "benchmark": "el_learning",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(job["seconds"] for job in found), 1),
-        "sizes": preset,
-        "results": [row for job in found for row in job["results"]],
-    }
-    write_json(output, content)
-    return content
+    return write_results(
+        output, "el_learning", preset_name, preset, found, [row for job in found for row in job["results"]]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

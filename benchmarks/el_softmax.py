@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.el_shootout import LOGGERS, Contest, compare, contests, copies, load, parser_of, programs_of, tally
-from benchmarks.jobs import default_workers, provenance, rounded, run_all, write_json
+from benchmarks.jobs import default_workers, rounded, run_all, write_results
 from benchmarks.statistics import print_rows
 
 OBJECTIVES = {
@@ -144,16 +144,9 @@ def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path
     sizes = preset["repetitions"], preset["chosen"], preset["loggers"]
     jobs = contests("softmax", data, *sizes, **{name: preset[name] for name in ("objectives", "steps", "passes")})
     found = run_all(jobs, cache, workers=workers, title="softmax policies", runner=run_contest)
-    content = {
-        "benchmark": "el_softmax",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(job["seconds"] for job in found), 1),
-        "sizes": preset,
-        "results": [row for job in found for row in job["results"]],
-    }
-    write_json(output, content)
-    return content
+    return write_results(
+        output, "el_softmax", preset_name, preset, found, [row for job in found for row in job["results"]]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -244,6 +244,31 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
+def write_results(
+    output: Path, benchmark: str, preset_name: str, preset: Any, found: list[dict[str, Any]], results: list[Any]
+) -> dict[str, Any]:
+    """Write what a preset gave, with all that stands beside its numbers; returns what was written.
+
+    Args:
+        output: file.
+        benchmark: module's name.
+        preset_name: key of its presets.
+        preset: its sizes.
+        found: of `run_all`; their seconds are added up.
+        results: what is to be told of them.
+    """
+    content = {
+        "benchmark": benchmark,
+        "preset": preset_name,
+        "provenance": provenance(),
+        "compute_seconds": round(sum(job["seconds"] for job in found), 1),
+        "sizes": preset,
+        "results": results,
+    }
+    write_json(output, content)
+    return content
+
+
 def provenance() -> dict[str, Any]:
     """Hardware, versions, command and date, to stand beside every number."""
     import importlib.metadata as metadata

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.jobs import command_line, default_workers, digest, provenance, rounded, run_all, write_json
+from benchmarks.jobs import command_line, default_workers, digest, rounded, run_all, write_results
 from benchmarks.statistics import print_rows
 
 LEVEL = 0.9
@@ -234,16 +234,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
     rest = {name: preset[name] for name in ("repetitions", "resamples", "models")}
     jobs = [Case(domain, horizon, size, **rest) for domain, horizon in preset["cases"] for size in preset["sizes"]]
     found = run_all(jobs, cache, workers=workers, title="coverage", runner=run_case)
-    content = {
-        "benchmark": "ope_coverage",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(case["seconds"] for case in found), 1),
-        "sizes": preset,
-        "results": found,
-    }
-    write_json(output, content)
-    return content
+    return write_results(output, "ope_coverage", preset_name, preset, found, found)
 
 
 def coverage_section(content: dict[str, Any], plots: Path) -> str:

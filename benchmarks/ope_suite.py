@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.jobs import command_line, default_workers, digest, provenance, rounded, run_all, write_json
+from benchmarks.jobs import command_line, default_workers, digest, rounded, run_all, write_results
 from benchmarks.ope_methods import LEVEL, Function, Inputs, methods_of
 from benchmarks.statistics import print_rows
 
@@ -284,16 +284,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
         for size in preset["sizes"]
     ]
     found = run_all(jobs, cache, workers=workers, title="off-policy evaluation", runner=run_case)
-    content = {
-        "benchmark": "ope_suite",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(case["seconds"] for case in found), 1),
-        "sizes": preset,
-        "results": found,
-    }
-    write_json(output, content)
-    return content
+    return write_results(output, "ope_suite", preset_name, preset, found, found)
 
 
 def main(arguments: list[str] | None = None) -> None:

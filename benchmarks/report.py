@@ -58,6 +58,7 @@ def write_report(results: Path) -> Path:
         "throughput_kl": throughput_section,
         "el_speed": throughput_section,
         "ope_speed": throughput_section,
+        "fqe_speed": throughput_section,
         "deterministic_speed": throughput_section,
     }
     body = ["<h1>jaxrl_off: results</h1>"]
@@ -256,6 +257,7 @@ def throughput_section(content: dict[str, Any], plots: Path) -> str:
         "throughput_kl": "the KL-regularised actor-critic and its Gaussian process",
         "el_speed": "empirical likelihood",
         "ope_speed": "off-policy evaluation from trajectories",
+        "fqe_speed": "fitted Q-evaluation",
         "deterministic_speed": "kernelised estimators for deterministic policies",
     }
     title = f"<h2>Throughput of {subjects[content['benchmark']]}</h2>"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.jobs import command_line, default_workers, digest, provenance, rounded, run_all, write_json
+from benchmarks.jobs import command_line, default_workers, digest, rounded, run_all, write_results
 from benchmarks.statistics import print_rows
 
 WINDOWS = (1, 2, 3, 4, 5)
@@ -308,16 +308,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
         if size in repetitions
     ]
     found = run_all(jobs, cache, workers=workers, title="STAR", runner=run_case)
-    content = {
-        "benchmark": "star_ope",
-        "preset": preset_name,
-        "provenance": provenance(),
-        "compute_seconds": round(sum(case["seconds"] for case in found), 1),
-        "sizes": preset,
-        "results": found,
-    }
-    write_json(output, content)
-    return content
+    return write_results(output, "star_ope", preset_name, preset, found, found)
 
 
 def main(arguments: list[str] | None = None) -> None:
