@@ -9,19 +9,27 @@ once for the reference of this library, not here). The first run makes `.venv-ba
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-from benchmarks.jobs import provenance, write_json
-from benchmarks.throughput import ROOT, Worker, peer_python, spread, summary
+from benchmarks.jobs import provenance
+from benchmarks.turns import (
+    ROOT,
+    Task,
+    Worker,
+    load_row,
+    measured,
+    peer_python,
+    publish,
+    refuse_disagreement,
+    speed_command,
+    speed_row,
+)
 
 WORKER = Path(__file__).parent / "peers" / "bandit_worker.py"
 VW = (("vw-estimators==0.2.2",),)
 # task, libraries, what the first may take: seconds, or a multiple of the last library's time
-TASKS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+TASKS: tuple[Task, ...] = (
     ("el 1000", ("ours",), ""),
     ("el 10000", ("ours",), ""),
     ("el 100000", ("ours",), "at most 0.5 s"),
@@ -43,65 +51,35 @@ LABELS = {
 
 def main() -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three repeats instead of seven")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "el_speed.json")
-    options = parser.parse_args()
+    options = speed_command(__doc__, "el_speed").parse_args()
     pythons = {"ours": sys.executable, "numpy": sys.executable, "vw": peer_python(ROOT / ".venv-bandit", VW)}
     workers = {name: Worker(python, name, script=WORKER) for name, python in pythons.items()}
-    record: dict[str, dict[str, Any]] = {}
-    for task, libraries, _ in TASKS:
-        first = {name: workers[name].ask("compile", task) for name in libraries}
-        entry: dict[str, Any] = {name: {"first": first[name], "runs": []} for name in libraries}
-        for _ in range(3 if options.quick else 7):
-            for name in libraries:
-                entry[name]["runs"].append(workers[name].ask("run", task))
-        record[task] = entry
-        print(task, {name: f"{statistics.median(seconds_of(entry, name)):.4g} s" for name in libraries}, flush=True)
+    record, loads = measured(TASKS, workers, 3 if options.quick else 7)
     for worker in workers.values():
         worker.close()
+    rows = []
+    for task in TASKS:
+        refuse_disagreement(record, task, ("lower", "upper"), 1e-6)  # vw-estimators feeds its sums one datum at a time
+        kind, count = task[0].split()
+        rows.append(speed_row(record, task, LABELS[kind].format(int(count)), ("vw", "numpy")))
+    header = [
+        "what",
+        "ours, s",
+        "processor, s",
+        "first call, s",
+        "vw-estimators, s",
+        "NumPy, s",
+        "ours faster by",
+        "bar",
+    ]
     content = {
         "benchmark": "el_speed",
         "provenance": provenance(),
         "record": record,
-        "header": ["what", "ours, s", "first call, s", "vw-estimators, s", "NumPy, s", "ours faster by", "bar"],
-        "rows": rows_of(record),
+        "header": header,
+        "rows": [*rows, load_row(loads, len(header))],
     }
-    for row in content["rows"]:
-        print(" | ".join(row))
-    write_json(options.output, content)
-    print(f"wrote {options.output}")
-
-
-def seconds_of(entry: dict[str, Any], library: str) -> list[float]:
-    """Seconds of the timed runs."""
-    return [run["seconds"] for run in entry[library]["runs"]]
-
-
-def rows_of(record: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """A row for each task.
-
-    Raises:
-        ValueError: if libraries that compute the same do not agree.
-    """
-    rows = []
-    for task, libraries, bar in TASKS:
-        entry = record[task]
-        kind, count = task.split()
-        ends = [[entry[name]["first"][end] for end in ("lower", "upper")] for name in libraries]
-        # vw-estimators feeds its sums one datum at a time
-        if any(abs(a - b) > 1e-6 for pair in ends for a, b in zip(pair, ends[0], strict=True)):
-            raise ValueError(f"{task}: {dict(zip(libraries, ends, strict=True))} do not agree.")
-        row = [LABELS[kind].format(int(count)), spread(summary(seconds_of(entry, "ours")), 4)]
-        row.append(f"{entry['ours']['first']['seconds']:.2f}")
-        ratios = []
-        for name in ("vw", "numpy"):
-            row.append(spread(summary(seconds_of(entry, name)), 4) if name in libraries else "")
-            if name in libraries:
-                turns = zip(seconds_of(entry, name), seconds_of(entry, "ours"), strict=True)
-                ratios.append(f"{name} {spread(summary([a / b for a, b in turns]))}")
-        rows.append([*row, "; ".join(ratios), bar])
-    return rows
+    publish(content, options.output)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,28 @@ The first run makes `.venv-d3rlpy` (torch's default build is large; where pip is
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from benchmarks.jobs import provenance, write_json
+from benchmarks.jobs import provenance
 from benchmarks.peers.fqe_worker import ACTIONS, BATCH, OBSERVATIONS, WIDTHS
-from benchmarks.throughput import ROOT, Worker, matrix_product_rate, peer_python, spread, summary
+from benchmarks.throughput import matrix_product_rate
+from benchmarks.turns import (
+    ROOT,
+    Record,
+    Worker,
+    load_row,
+    peer_python,
+    publish,
+    speed_command,
+    spread,
+    summary,
+    take_turns,
+)
 
 WORKER = Path(__file__).parent / "peers" / "fqe_worker.py"
 D3RLPY = (("d3rlpy==2.8.1",),)
@@ -47,7 +57,6 @@ WORKERS = (
     ("d3rlpy", "d3rlpy", None),
     ("d3rlpy, one thread", "d3rlpy", {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
 )
-Record = dict[str, list[dict[str, float]]]
 
 
 def flops_per_update(kind: str) -> int:
@@ -57,21 +66,27 @@ def flops_per_update(kind: str) -> int:
     return 2 * BATCH * (3 * sum(layers) + sum(layers[1:]))
 
 
-def rates_of(record: Record, name: str) -> list[float]:
+def rates_of(record: Record, task: str, name: str) -> list[float]:
     """Updates a second of each round."""
-    return [run["updates"] / run["seconds"] for run in record[name]]
+    return [run["updates"] / run["seconds"] for run in record[f"{name} {own_task(name, task)}"]["runs"]]
+
+
+def own_task(name: str, task: str) -> str:
+    """Ours has no part of its own without drawing batches."""
+    return task.partition("_")[0] if name == "ours" else task
 
 
 def rows_of(records: dict[str, Record], peak: float) -> list[list[str]]:
-    """Rows of the table, of what `main` recorded."""
+    """Rows of the table, of what `main` recorded for each task."""
     rows = []
     for task, record in records.items():
         kind, _, alone = task.partition("_")
-        rates = {name: rates_of(record, name) for name, _, _ in WORKERS}
-        ratios = [ours / max(others) for ours, *others in zip(*rates.values(), strict=True)]
+        rates = {name: rates_of(record, task, name) for name, _, _ in WORKERS}
+        faster = [ours / max(others) for ours, *others in zip(*rates.values(), strict=True)]
+        one = WORKERS[-1][0]
         processor = [
             theirs["cpu_seconds"] / theirs["updates"] / (own["cpu_seconds"] / own["updates"])
-            for theirs, own in zip(record[WORKERS[-1][0]], record["ours"], strict=True)
+            for theirs, own in zip(record[f"{one} {task}"]["runs"], record[f"ours {kind}"]["runs"], strict=True)
         ]
         share = statistics.median(rates["ours"]) * flops_per_update(kind) * 1e-9 / peak
         rows.append(
@@ -79,7 +94,7 @@ def rows_of(records: dict[str, Record], peak: float) -> list[list[str]]:
                 f"{kind} actions, {'d3rlpy on one batch' if alone else 'whole calls'}",
                 *(spread(summary(rates[name]), 0) for name, _, _ in WORKERS),
                 f"{100 * share:.0f} %",
-                spread(summary(ratios), 1),
+                spread(summary(faster), 1),
                 spread(summary(processor), 1),
                 "" if alone else BAR,
             ]
@@ -96,53 +111,46 @@ def versions(python: Path) -> dict[str, str]:
 
 def main() -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds instead of seven")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "fqe_speed.json")
-    options = parser.parse_args()
+    options = speed_command(__doc__, "fqe_speed", "two rounds instead of seven").parse_args()
     pythons = {"ours": Path(sys.executable), "d3rlpy": peer_python(ROOT / ".venv-d3rlpy", D3RLPY)}
     workers = {
         name: Worker(pythons[library], library, script=WORKER, environment=environment)
         for name, library, environment in WORKERS
     }
-    source: dict[str, Any] = provenance()
+    for name, worker in workers.items():
+        worker.library = name
+    source = provenance()
     source["versions"] |= versions(pythons["d3rlpy"])
-    load = [os.getloadavg()[0]]
+    loads = [os.getloadavg()[0]]
     records: dict[str, Record] = {}
     for task in (*KINDS, *(f"{kind}_update" for kind in KINDS)):
-        own = {name: task.partition("_")[0] if name == "ours" else task for name in workers}
-        for name, worker in workers.items():
-            worker.ask("compile", own[name])
-        records[task] = {name: [] for name in workers}
-        for seed in range(2 if options.quick else 7):
-            for name, worker in workers.items():
-                records[task][name].append(worker.ask("run", own[name], seed))
-        print(task, {name: round(statistics.median(rates_of(records[task], name))) for name in workers}, flush=True)
+        programs = [(worker, own_task(name, task)) for name, worker in workers.items()]
+        records[task] = take_turns(programs, 2 if options.quick else 7)
+        print(
+            task, {name: round(statistics.median(rates_of(records[task], task, name))) for name in workers}, flush=True
+        )
+        loads.append(os.getloadavg()[0])
     for worker in workers.values():
         worker.close()
-    load.append(os.getloadavg()[0])
     peak = matrix_product_rate()
+    header = [
+        "updates/s",
+        *(name for name, _, _ in WORKERS),
+        "ours, of the matrix product",
+        "ours over the faster d3rlpy: median (range)",
+        "by processor time, over one thread",
+        "bar",
+    ]
     content = {
         "benchmark": "fqe_speed",
         "provenance": source,
-        "load_before_and_after": load,
         "matrix_product_gflops": peak,
         "flops_per_update": {kind: flops_per_update(kind) for kind in KINDS},
         "records": records,
-        "header": [
-            "updates/s",
-            *(name for name, _, _ in WORKERS),
-            "ours, of the matrix product",
-            "ours over the faster d3rlpy: median (range)",
-            "by processor time, over one thread",
-            "bar",
-        ],
-        "rows": rows_of(records, peak),
+        "header": header,
+        "rows": [*rows_of(records, peak), load_row(loads, len(header))],
     }
-    for row in content["rows"]:
-        print(" | ".join(row))
-    write_json(options.output, content)
-    print(f"wrote {options.output}")
+    publish(content, options.output)
 
 
 if __name__ == "__main__":

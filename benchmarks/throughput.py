@@ -15,17 +15,13 @@ The first run makes `.venv-peers` with rejax, the last gymnax it runs on (0.0.9)
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,86 +29,16 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks.jobs import provenance, write_json
+from benchmarks.jobs import provenance
 from benchmarks.peers.worker import EPOCHS, SIZES, TASKS
+from benchmarks.turns import ROOT, Worker, peer_python, publish, speed_command, spread, summary
 from jaxrl_off import agents, envs, networks
 from jaxrl_off.envs.base import observation_size
 from jaxrl_off.training import LoopSettings, make_loop, make_train, stack_configs, sweep
 
-ROOT = Path(__file__).parent.parent
-WORKER = Path(__file__).parent / "peers" / "worker.py"
 REJAX = ((f"jax=={jax.__version__}", "gymnax==0.0.9", "rejax==0.1.3", "distrax"),)
+WORKER = Path(__file__).parent / "peers" / "worker.py"
 BARS = {"CartPole-v1": 1.2, "Breakout-MinAtar": 1.1, "sweep": 4.0, "acting": 0.9}
-
-
-class Worker:
-    """A process with one library in it; see `benchmarks.peers.worker`."""
-
-    def __init__(
-        self,
-        python: str | Path,
-        library: str,
-        *arguments: str,
-        script: Path = WORKER,
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        self.library = library
-        self._process = subprocess.Popen(
-            [str(python), str(script), library, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-
-    def ask(self, command: str, task: str, seed: int = 0) -> dict[str, float]:
-        """Send a command, wait for its answer.
-
-        Raises:
-            RuntimeError: if the process has died; names the command that shows why.
-        """
-        assert self._process.stdin
-        assert self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps({"command": command, "task": task, "seed": seed}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            shown = " ".join(self._process.args)  # type: ignore[arg-type]
-            raise RuntimeError(f"{self.library} died at {command!r}; send it that line by hand to see why: {shown}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def peer_python(directory: Path, installs: Sequence[Sequence[str]] = REJAX) -> Path:
-    """Python of a peer's environment, made on first use by `pip install` of each of `installs` in turn."""
-    python = directory / "bin" / "python"
-    ready = directory / "ready"
-    if not ready.exists():
-        print(f"making {directory} with {', '.join(installs[-1])} (minutes) ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
-        for packages in installs:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        ready.touch()
-    return python
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def spread(values: dict[str, float], digits: int = 2) -> str:
-    """`median (low to high)`."""
-    return f"{values['median']:.{digits}f} ({values['low']:.{digits}f} to {values['high']:.{digits}f})"
 
 
 def alternate(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -339,15 +265,13 @@ def rows_of(content: dict[str, Any]) -> list[list[str]]:
 
 def main() -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two repeats of everything instead of seven")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "throughput.json")
+    parser = speed_command(__doc__, "throughput", "two repeats of everything instead of seven")
     parser.add_argument("--purejaxrl", type=Path, help="folder with PureJaxRL's ppo.py and wrappers.py")
     parser.add_argument("--peer-python", type=Path, help="a Python that has rejax; default: make .venv-peers")
     options = parser.parse_args()
     repeats = 2 if options.quick else 7
 
-    python = options.peer_python or peer_python(ROOT / ".venv-peers")
+    python = options.peer_python or peer_python(ROOT / ".venv-peers", REJAX)
     peak = matrix_product_rate()
     content: dict[str, Any] = {
         "benchmark": "throughput",
@@ -357,10 +281,10 @@ def main() -> None:
         "tasks": [],
     }
     content["header"] = ["what", "ours", "the other", "ours faster by: median (range)", "bar"]
-    workers = [Worker(sys.executable, "ours"), Worker(python, "rejax")]
+    workers = [Worker(sys.executable, "ours", script=WORKER), Worker(python, "rejax", script=WORKER)]
     if options.purejaxrl:
-        workers.append(Worker(python, "purejaxrl", str(options.purejaxrl.resolve())))
-    workers.append(Worker(sys.executable, "ours_all_metrics"))
+        workers.append(Worker(python, "purejaxrl", str(options.purejaxrl.resolve()), script=WORKER))
+    workers.append(Worker(sys.executable, "ours_all_metrics", script=WORKER))
     for task in TASKS:
         print(f"{task}: {repeats} rounds of {', '.join(worker.library for worker in workers)} ...", flush=True)
         content["tasks"].append(against_peers(task, workers, repeats, peak))
@@ -372,10 +296,7 @@ def main() -> None:
     if importlib.util.find_spec("ale_py"):
         content["acting"] = acting_on_atari(repeats)
     content["rows"] = rows_of(content)
-    for row in content["rows"]:
-        print(" | ".join(row))
-    write_json(options.output, content)
-    print(f"wrote {options.output}")
+    publish(content, options.output)
 
 
 if __name__ == "__main__":

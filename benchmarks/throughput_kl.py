@@ -27,7 +27,6 @@ The first run makes `.venv-peers` (see `benchmarks.throughput`) and `.venv-sbx` 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -38,18 +37,30 @@ from typing import Any
 
 import jax
 
-from benchmarks.jobs import provenance, write_json
+from benchmarks.jobs import provenance
 from benchmarks.peers.gp_worker import QUERIES, QUERY_SIZE
 from benchmarks.peers.sac_worker import ACTIONS, BATCH, CRITICS, LOOP, OBSERVATIONS, PENDULUM, UPDATES, WIDTHS
-from benchmarks.throughput import ROOT, Worker, matrix_product_rate, peer_python, spread, summary
+from benchmarks.throughput import REJAX, matrix_product_rate
+from benchmarks.turns import (
+    CLOCKS,
+    ROOT,
+    Record,
+    Worker,
+    peer_python,
+    publish,
+    ratios,
+    speed_command,
+    spread,
+    summary,
+    take_turns,
+    times,
+)
 
 PEERS = Path(__file__).parent / "peers"
 # sbx only imports torch. Its default build is large; where pip is told of an index with a build for CPU alone, that serves.
 SBX = ((f"jax=={jax.__version__}", "gymnasium[mujoco]", "sbx-rl==0.28.0"),)
 REPORTED = ("rejax", "gymnax", "sbx-rl", "stable-baselines3", "torch")
 BARS = {"sbx": "2.0", "rejax": "1.0", "nppac": "costs at most 1.1 times", "query": "at most 60 ms"}
-CLOCKS = ("seconds", "cpu_seconds")
-Record = dict[str, dict[str, Any]]
 
 
 def flops_per_update() -> int:
@@ -72,36 +83,11 @@ def flops_per_update() -> int:
     return 2 * BATCH * (forward + backward + to_action)
 
 
-def take_turns(programs: list[tuple[Worker, str]], repeats: int, compilations: int = 0) -> Record:
-    """Compile all, run all once, then time `repeats` rounds; `{"library task": {"runs": [...], "compilations": [...]}}`.
-
-    The compilation that starts the backend is not counted.
-    """
-    record: Record = {f"{worker.library} {task}": {"runs": [], "compilations": []} for worker, task in programs}
-    for i in range(1 + compilations):
-        for (worker, task), entry in zip(programs, record.values(), strict=True):
-            answer = worker.ask("compile", task)
-            if i:
-                entry["compilations"].append(answer)
-    for worker, task in programs:
-        worker.ask("run", task)
-    for seed in range(repeats):
-        for (worker, task), entry in zip(programs, record.values(), strict=True):
-            entry["runs"].append(worker.ask("run", task, seed))
-    return record
-
-
-def times(record: Record, name: str, what: str = "runs", clock: str = "seconds") -> list[float]:
-    """One clock of all runs, or compilations, of a program."""
-    return [answer[clock] for answer in record[name][what]]
-
-
 def ratio(record: Record, above: str, below: str, what: str = "runs") -> str:
     """`median (range)` of the ratios of a round, by wall clock and by processor time."""
     by_clock = []
     for clock in CLOCKS:
-        pairs = zip(times(record, above, what, clock), times(record, below, what, clock), strict=True)
-        by_clock.append(spread(summary([a / b for a, b in pairs])))
+        by_clock.append(spread(summary(ratios(record, above, below, what, clock))))
     return f"{by_clock[0]}; processor time {by_clock[1]}"
 
 
@@ -229,10 +215,9 @@ def peer_versions(python: Path) -> dict[str, str]:
 
 def main() -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two repeats instead of seven, and smaller processes")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "throughput_kl.json")
-    options = parser.parse_args()
+    options = speed_command(
+        __doc__, "throughput_kl", "two repeats instead of seven, and smaller processes"
+    ).parse_args()
     repeats, few = (2, 2) if options.quick else (7, 4)
     points = dict(gradient=1000, condition=2000, query=4000, fit=5000)
     if options.quick:
@@ -240,7 +225,7 @@ def main() -> None:
 
     pythons = {
         "ours": Path(sys.executable),
-        "rejax": peer_python(ROOT / ".venv-peers"),
+        "rejax": peer_python(ROOT / ".venv-peers", REJAX),
         "sbx": peer_python(ROOT / ".venv-sbx", SBX),
     }
     source = provenance()
@@ -289,10 +274,7 @@ def main() -> None:
             *loop_rows(loop),
         ],
     }
-    for row in content["rows"]:
-        print(" | ".join(row))
-    write_json(options.output, content)
-    print(f"wrote {options.output}")
+    publish(content, options.output)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import throughput_kl
+from benchmarks import throughput_kl, turns
 from benchmarks.peers.sac_worker import ACTIONS, BATCH, CRITICS, OBSERVATIONS, WIDTHS
 
 
@@ -23,10 +23,10 @@ class Answers:
 def test_rounds_take_turns_and_leave_out_the_first_run_and_compilation():
     # answers in order: compile, compile, one run to warm up, two timed runs
     ours, peer = Answers("ours", [9, 1, 9, 2, 4]), Answers("peer", [9, 3, 9, 6, 4])
-    record = throughput_kl.take_turns([(ours, "work"), (peer, "work")], 2, compilations=1)
-    assert throughput_kl.times(record, "ours work") == [2, 4]
-    assert throughput_kl.times(record, "peer work") == [6, 4]
-    assert throughput_kl.times(record, "ours work", "compilations") == [1]
+    record = turns.take_turns([(ours, "work"), (peer, "work")], 2, compilations=1)
+    assert turns.times(record, "ours work") == [2, 4]
+    assert turns.times(record, "peer work") == [6, 4]
+    assert turns.times(record, "ours work", "compilations") == [1]
     assert [what for what, _, _ in ours.asked] == ["compile", "compile", "run", "run", "run"]
     assert [seed for _, _, seed in ours.asked][-2:] == [0, 1]
     label, mine, theirs, ratios, bar = throughput_kl.versus(record, "steps/s", 12, "ours work", "peer work", "1.0")
