@@ -16,6 +16,7 @@ NORMALISATIONS = ("self", "horvitz_thompson")
 TERMINATIONS = ("joint", "factored")
 _TINY = float(np.finfo(np.float64).tiny)
 _LARGEST = float(np.finfo(np.float64).max)
+_MOST_STATES = 40_000  # of whose pairs int32 can tell which is meant; tables of 12.8 GB
 
 
 class AbstractRewardProcess(NamedTuple):
@@ -153,8 +154,11 @@ def check_form(form: Form) -> None:
     Raises:
         ValueError: saying what is allowed.
     """
-    if form.num_states < 1:
-        raise ValueError(f"num_states must be at least 1, got {form.num_states}.")
+    if not 1 <= form.num_states <= _MOST_STATES:
+        raise ValueError(
+            f"num_states must be at least 1 and at most {_MOST_STATES:,}, as a process has their square, got "
+            f"{form.num_states:,}; make the abstraction coarser."
+        )
     for name, allowed in (("normalisation", NORMALISATIONS), ("termination", TERMINATIONS)):
         if getattr(form, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(form, name)!r}.")
@@ -283,17 +287,18 @@ def process_of(counts: Array, inputs: Inputs, weights: Weights, form: Form) -> A
 
 def _reached_and_trapped(process: AbstractRewardProcess) -> tuple[Array, Array]:
     """Which cells the process gets into, and from which of these it never leaves; `bool[|Z|]`."""
-    links = process.transition > 0
+    # sums of at most |Z| ones are exact in float32, and products with vectors many times as fast as `any` over a table
+    links = (process.transition > 0).astype(jnp.float32)
 
     def widen(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         reached, leaving, _ = carry
-        further = reached | jnp.any(links & reached[:, None], axis=0)
-        more = leaving | jnp.any(links & leaving, axis=1)
+        further = jnp.maximum(reached, jnp.minimum(reached @ links, 1.0))
+        more = jnp.maximum(leaving, jnp.minimum(links @ leaving, 1.0))
         return further, more, jnp.any(further != reached) | jnp.any(more != leaving)
 
-    start = (process.initial > 0, process.exit > 0, jnp.array(True))
+    start = (*((x > 0).astype(links.dtype) for x in (process.initial, process.exit)), jnp.array(True))
     reached, leaving, _ = jax.lax.while_loop(lambda carry: carry[2], widen, start)
-    return reached, reached & ~leaving
+    return reached > 0, (reached > 0) & ~(leaving > 0)
 
 
 def _system(process: AbstractRewardProcess, discount: Array) -> tuple[Array, Array, Array]:

@@ -431,6 +431,7 @@ def test_the_joint_form_is_consistent_for_cells_that_are_not_markov():
         (dict(states=np.full((5, 4), 3)), r"in \[0, 3\), got 3 at \(0, 0\)"),
         (dict(states=np.full((5, 4), -1)), "give that of"),
         (dict(num_states=0), "num_states must be at least 1"),
+        (dict(num_states=50_000), "make the abstraction coarser"),
         (dict(window=-1), "window must be"),
         (dict(normalisation="ht"), "normalisation must be one of self"),
         (dict(termination="early"), "termination must be one of joint"),
