@@ -50,7 +50,7 @@ def _squared_distance_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, A
 
 
 def _squared_distance_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, y = saved
+    x, y = (points - jnp.mean(saved[1], axis=0) for points in saved)  # far from the origin products lose digits
     by_x = jnp.sum(gradient, axis=1)[:, None] * x - precise_dot(gradient, y)
     by_y = jnp.sum(gradient, axis=0)[:, None] * y - precise_dot(gradient.T, x)
     return 2.0 * by_x, 2.0 * by_y
@@ -131,7 +131,8 @@ def _from_halves(upper: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
     def function(u: Array) -> Array:
         u = jnp.clip(u, -1.0, 1.0)
-        return 0.5 + jnp.sign(u) * upper(jnp.abs(u))
+        # not by sign and abs, whose derivatives at 0 are 0: policies that are clipped have targets on a bound
+        return jnp.where(u < 0.0, 0.5 - upper(-u), 0.5 + upper(u))
 
     return function
 
@@ -176,10 +177,10 @@ def kernel_quadrature(name: str, order: int) -> tuple[np.ndarray, np.ndarray]:
         order: number of nodes.
 
     Returns:
-        Nodes and weights, `float64[order]`.
+        Nodes and weights, `float64[order]`, read-only.
 
     Raises:
-        ValueError: for an order below 1.
+        ValueError: for an order below 1, or an unknown kernel.
 
     Example:
         >>> nodes, weights = kernel_quadrature("epanechnikov", 2)
@@ -188,9 +189,11 @@ def kernel_quadrature(name: str, order: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if order < 1:
         raise ValueError(f"a quadrature needs an order of at least 1, got {order}.")
+    if name not in SMOOTHING_KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(SMOOTHING_KERNELS)}, got {name!r}.")
     if name == "gaussian":
         nodes, weights = np.polynomial.hermite_e.hermegauss(order)
-        return nodes, weights / weights.sum()
+        return _frozen(nodes), _frozen(weights / weights.sum())
     fine, mass = np.polynomial.legendre.leggauss(64)
     fine, mass = 0.5 * (fine + 1.0), 0.5 * mass * _DENSITIES[name](0.5 * (fine + 1.0))
     # recurrence of the orthogonal polynomials (Stieltjes), whose first coefficients vanish by symmetry
@@ -201,7 +204,12 @@ def kernel_quadrature(name: str, order: int) -> tuple[np.ndarray, np.ndarray]:
         beta.append((mass @ following**2) / (mass @ now**2))
         before, now = now, following
     nodes, vectors = np.linalg.eigh(np.diag(np.sqrt(beta), 1) + np.diag(np.sqrt(beta), -1))
-    return nodes, vectors[0] ** 2
+    return _frozen(nodes), _frozen(vectors[0] ** 2)
+
+
+def _frozen(values: np.ndarray) -> np.ndarray:
+    values.flags.writeable = False  # all callers share it
+    return values
 
 
 _DENSITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {

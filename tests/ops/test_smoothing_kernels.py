@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.ops.kernels import SMOOTHING_KERNELS, kernel_quadrature
+from jaxrl_off.ops.kernels import SMOOTHING_KERNELS, kernel_quadrature, squared_distance
 
 WANTED = {
     "gaussian": (1.0, 0.28209479),
@@ -47,6 +47,29 @@ def test_quadratures_are_exact_for_polynomials(name):
         np.testing.assert_allclose(weights @ nodes**power, wanted, atol=1e-10)
     with pytest.raises(ValueError, match="at least 1"):
         kernel_quadrature(name, 0)
+    with pytest.raises(ValueError, match="kernel must be one of"):
+        kernel_quadrature("magic", 2)
+    with pytest.raises(ValueError, match="read-only"):  # it is shared
+        weights[0] = 1.0
+
+
+@pytest.mark.parametrize("name", SMOOTHING_KERNELS)
+def test_the_density_is_the_derivative_of_the_distribution(name):
+    kernel, points = SMOOTHING_KERNELS[name], jnp.array([-0.9, -0.3, 0.0, 0.3, 0.9])
+    slopes = jax.vmap(jax.grad(kernel.distribution))(points)
+    np.testing.assert_allclose(slopes, np.exp(kernel.log_density(points)), rtol=1e-5)
+
+
+def test_slopes_of_squared_distances_keep_their_digits_far_from_the_origin():
+    random = np.random.default_rng(0)
+    x, y, weight = random.normal(size=(4, 3)), random.normal(size=(5, 3)), random.normal(size=(4, 5))
+    x, y = (np.round(points * 64) / 64 + 4096.0 for points in (x, y))  # exact in float32
+    difference = x[:, None] - y[None]
+    wanted = [2.0 * np.einsum("ij,ijo->io", weight, difference), -2.0 * np.einsum("ij,ijo->jo", weight, difference)]
+    given = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    found = jax.grad(lambda x, y: jnp.sum(weight.astype(np.float32) * squared_distance(x, y)), (0, 1))(*given)
+    for slope, exact in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(slope, exact, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMOOTHING_KERNELS)

@@ -6,9 +6,9 @@ from jaxrl_off.estimators.deterministic.bandwidth import rate_bandwidth as rate_
 from jaxrl_off.estimators.deterministic.bandwidth import select_bandwidth as select_bandwidth
 from jaxrl_off.estimators.deterministic.behaviour import estimate_behaviour_density as estimate_behaviour_density
 from jaxrl_off.estimators.deterministic.estimates import METHODS as METHODS
-from jaxrl_off.estimators.deterministic.estimates import GradientEstimate as GradientEstimate
 from jaxrl_off.estimators.deterministic.estimates import evaluate as evaluate
 from jaxrl_off.estimators.deterministic.estimates import gradient as gradient
+from jaxrl_off.estimators.deterministic.gradients import GradientEstimate as GradientEstimate
 from jaxrl_off.estimators.deterministic.learning import OBJECTIVES as OBJECTIVES
 from jaxrl_off.estimators.deterministic.learning import Learning as Learning
 from jaxrl_off.estimators.deterministic.learning import deterministic_policy_gradient as deterministic_policy_gradient

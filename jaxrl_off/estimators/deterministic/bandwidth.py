@@ -109,10 +109,10 @@ def plug_in_bandwidth(wide: Estimate, narrow: Estimate, bandwidth: float, *, smo
         wide: with h.
         narrow: with h / 2, from the same data.
         bandwidth: h.
-        smoothed: D; A for marginal methods and bandits.
+        smoothed: D; A for marginal methods and bandits. Of gradients by one parameter (`GradientEstimate` serves) D + 2.
 
     Raises:
-        ValueError: for a bandwidth or D that is not positive, or estimates without error.
+        ValueError: for a bandwidth or D that is not positive, estimates that are not finite, or without error.
     """
     if not bandwidth > 0 or smoothed < 1:
         raise ValueError(f"bandwidth and smoothed must be positive, got {bandwidth} and {smoothed}.")
@@ -121,7 +121,10 @@ def plug_in_bandwidth(wide: Estimate, narrow: Estimate, bandwidth: float, *, smo
         raise ValueError(
             f"standard errors are {error} and {other}; without variance there is nothing to balance. Use a wider bandwidth."
         )
-    difference = max(abs(float(wide.value) - float(narrow.value)), (error**2 + other**2) ** 0.5)
+    difference = abs(float(wide.value) - float(narrow.value))
+    if not math.isfinite(difference):
+        raise ValueError(f"estimates are {float(wide.value)} and {float(narrow.value)}; both must be finite.")
+    difference = max(difference, (error**2 + other**2) ** 0.5)
     curvature = difference / (0.75 * bandwidth**2)
     return float((smoothed * error**2 * bandwidth**smoothed / (4.0 * curvature**2)) ** (1.0 / (smoothed + 4)))
 
@@ -131,14 +134,20 @@ def select_bandwidth(
 ) -> BandwidthChoice:
     """The bandwidth that balances bias and deviation by SLOPE, `estimators.bandit.slope`.
 
+    Candidates whose standard error is 0 or not finite are left out: with so narrow a kernel no action, or one alone, is near
+    the target, and an interval without width would win against all others.
+
     Args:
         estimate_with: the estimate with a bandwidth, with a level.
         bandwidths: candidates.
         sides: of the intervals.
 
     Raises:
-        ValueError: for no candidates, or as `slope`.
+        ValueError: for no candidates with an error, or as `slope`.
     """
     estimates = tuple(estimate_with(bandwidth) for bandwidth in bandwidths)
-    chosen = slope(estimates, sides=sides)
+    usable = [i for i, found in enumerate(estimates) if 0.0 < float(found.standard_error) < math.inf]
+    if not usable:
+        raise ValueError(f"no estimate with bandwidths {list(bandwidths)} has an error; give wider ones.")
+    chosen = usable[slope([estimates[i] for i in usable], sides=sides)]
     return BandwidthChoice(bandwidths[chosen], estimates[chosen], estimates)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.deterministic.ratios import LogDensity
+from jaxrl_off.estimators.deterministic.ratios import LogDensity, data_column
 from jaxrl_off.estimators.deterministic.recursions import flattened
 from jaxrl_off.estimators.deterministic.regressions import Fitted, LinearSieve, regression_of
 from jaxrl_off.estimators.trajectory import common
@@ -50,18 +50,17 @@ def estimate_behaviour_density(
     """
     with common.float64(trajectories, counts):
         steps = common.steps_of(trajectories._replace(behaviour_log_prob=None), None, counts=counts)
-        if trajectories.observations is None or trajectories.actions is None or jnp.ndim(trajectories.actions) != 3:
-            raise ValueError("observations, and actions float[n, T, A], are needed to estimate a density of actions.")
+        observations = data_column("observations", trajectories.observations, steps, 0)
+        actions = data_column("actions", trajectories.actions, steps, 1)
+        if actions.ndim != 3:
+            raise ValueError(f"actions have shape {actions.shape}; float[n, T, A] is needed to estimate their density.")
         n = len(steps.counts)
         if not 2 <= folds <= n:
             raise ValueError(f"folds must be between 2 and the number of trajectories, {n}, got {folds}.")
         member = np.random.default_rng(seed).permutation(np.arange(n) % folds)
         train = steps.counts * (member != np.arange(folds)[:, None])
         model = LinearSieve(degree=degree)
-        shown = steps.mask[..., None]
-        actions = jnp.where(shown, jnp.asarray(trajectories.actions, jnp.float64), 0.0)
-        inputs = jnp.where(shown, flattened(jnp.asarray(trajectories.observations)), 0.0)
-        fitted, roots = _fitted(model, inputs, actions, steps.mask, train)
+        fitted, roots = _fitted(model, flattened(observations), actions, steps.mask, train)
         narrow = jnp.diagonal(roots, axis1=-2, axis2=-1) <= 1e-9 * (1.0 + jnp.abs(fitted.intercept))
         if common.is_concrete(roots) and not bool(jnp.all(jnp.isfinite(roots) & ~narrow[..., None])):
             raise ValueError(
@@ -72,7 +71,7 @@ def estimate_behaviour_density(
         def log_density(observations: Array, actions: Array) -> Array:
             return _log_density(model, fitted, roots, jnp.asarray(member), flattened(observations), actions)
 
-        found = jnp.where(steps.mask, log_density(jnp.asarray(trajectories.observations), actions), 0.0)
+        found = jnp.where(steps.mask, log_density(observations, actions), 0.0)
         changed = trajectories._replace(behaviour_log_prob=found, behaviour_estimated=np.ones(n, bool))
         return BehaviourDensity(changed, log_density)
 

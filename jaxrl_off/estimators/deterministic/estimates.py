@@ -17,7 +17,12 @@ states, `mu_t = w_t eta_t`, `lambda_{-1} = mu_{-1} = 1`; `q_t`, `v_t` values at 
 
 each a mean over trajectories, and doubly robust gradients are `sum_t gamma^t [d_t (r_t - q_t) - mu_t q'_t + mu_{t-1} v'_t +
 d_{t-1} v_t]`, which is what `jax.grad` of the value gives. Marginal estimators have one kernel a term: their rates in n do not
-depend on the horizon. Cumulative ones have t + 1. A bandit is a horizon of 1, where both are the same.
+depend on the horizon. Cumulative ones have t + 1. A bandit is a horizon of 1, where both are the same and w = 1.
+
+Importance sampling estimates the value of the smoothed policy, whatever the form: a bias of order h^2. Marginal importance
+sampling with a fitted w keeps that bias, as `fit_nuisances` makes w of kernelised ratios; with the exact w of the deterministic
+policy smoothing of one action a term is left, and no bias where rewards depend on the state alone. What takes the bias out of
+doubly robust estimates is q, as far as it is right.
 
 Names are the field's, not the paper's. The paper's text was not at hand: formulas are those of the authors' code, with its
 mistakes left out, and of derivation.
@@ -34,6 +39,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxrl_off.estimators.deterministic.gradients import (
+    GradientEstimate,
+    estimate_gradient,
+    gradient_statistic,
+    restored,
+)
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, ratios_of
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing
@@ -47,42 +58,25 @@ class Method(NamedTuple):
 
     Attributes:
         weights: "cumulative", "marginal" or "none".
-        corrected: whether q and v enter.
+        columns: of `Nuisances`, that enter; of gradients their derivatives, too, if `valued`.
         valued: whether there is a value, not a gradient alone.
     """
 
     weights: str
-    corrected: bool
+    columns: tuple[str, ...]
     valued: bool = True
 
 
 METHODS: dict[str, Method] = {
-    "cumulative_importance_sampling": Method("cumulative", False),
-    "marginal_importance_sampling": Method("marginal", False),
-    "direct_method": Method("none", True),
-    "cumulative_doubly_robust": Method("cumulative", True),
-    "marginal_doubly_robust": Method("marginal", True),
-    "cumulative_policy_gradient": Method("cumulative", True, False),
-    "marginal_policy_gradient": Method("marginal", True, False),
+    "cumulative_importance_sampling": Method("cumulative", ()),
+    "marginal_importance_sampling": Method("marginal", ("ratio",)),
+    "direct_method": Method("none", ("v",)),
+    "cumulative_doubly_robust": Method("cumulative", ("q", "v")),
+    "marginal_doubly_robust": Method("marginal", ("q", "v", "ratio")),
+    "cumulative_policy_gradient": Method("cumulative", ("q",), False),
+    "marginal_policy_gradient": Method("marginal", ("q", "ratio"), False),
 }
-
-
-class GradientEstimate(NamedTuple):
-    """A gradient of a policy's value; float64.
-
-    Attributes:
-        value: as the parameters.
-        standard_error: as the parameters, of each one.
-        covariance: `[P, P]` of the estimate, parameters in the order of `jax.flatten_util.ravel_pytree`.
-        effective_sample_size: as of `Estimate`, of the last weights.
-        diagnostics: as of `evaluate`.
-    """
-
-    value: PyTree
-    standard_error: PyTree
-    covariance: Array
-    effective_sample_size: Array
-    diagnostics: dict[str, Array]
+_SPOKEN = {"q": "q", "v": "v", "ratio": "the marginal ratio"}
 
 
 def evaluate(
@@ -102,15 +96,17 @@ def evaluate(
     """The value of a deterministic policy; see the module for methods.
 
     `jax.grad(lambda theta: evaluate(..., theta, ...).value)`, within `with jax.enable_x64(True)`, is the gradient, if the
-    nuisances are made of theta in the same function.
+    nuisances are made of theta in the same function. It raises for the uniform kernel.
 
     Args:
         method: key of `METHODS`.
         trajectories: n of them, with actions `float[n, T, A]` and `behaviour_log_prob`, the log-density of these.
-        policy: tau, `(parameters, observations [..., *O]) -> actions [..., A]`.
+        policy: tau, `(parameters, observations [..., *O]) -> actions [..., A]`; the same object in all calls, as each is
+            compiled for itself.
         parameters: theta.
         smoothing: kernel, bandwidth and form; h and form must be those that the nuisances were made with.
-        nuisances: of `given_nuisances` or `fit_nuisances`; None for `cumulative_importance_sampling`, which needs none.
+        nuisances: of `given_nuisances` or `fit_nuisances`; None for `cumulative_importance_sampling`, which needs none. At a
+            horizon of 1 no ratio is needed: it is 1 where there is none.
         self_normalised: whether weights of each step are divided by their mean over trajectories, which leaves a bias of
             order 1 / n and no dependence on the scale of the behaviour density.
         behaviour_at_target: as of `ratios.ratios_of`.
@@ -140,14 +136,14 @@ def evaluate(
         >>> print(f"{found.value:.4f}")
         -0.8571
     """
-    chosen = _method(method, nuisances)
+    chosen = _method(method)
     if not chosen.valued:
         raise ValueError(f"{method} is a gradient and has no value; use `gradient`, or marginal_doubly_robust.")
     checked = common.settings_of(**settings)
     shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
     with common.float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, **shared)
-        nuisances = _checked(chosen, nuisances, ratios, derivatives=False)
+        nuisances = _checked(method, nuisances, ratios, derivatives=False)
         size = common.resample_size(counts)
         return _evaluated(
             ratios.steps, nuisances, method=chosen, normalised=self_normalised, settings=checked, size=size
@@ -166,10 +162,12 @@ def gradient(
     behaviour_at_target: Any = None,
     discount: float = 1.0,
     counts: Any = None,
+    **settings: Any,
 ) -> GradientEstimate:
     """The gradient of a deterministic policy's value with respect to its parameters, by the sums of the module.
 
-    It keeps P numbers for every step: for policies of many parameters take `jax.grad` of `evaluate`.
+    It keeps P numbers for every step, and P^2: for policies of many parameters take `jax.grad` of `evaluate`, which keeps none,
+    and has no errors.
 
     Args:
         method: key of `METHODS`.
@@ -177,11 +175,14 @@ def gradient(
         policy: as there.
         parameters: theta.
         smoothing: as there; not the uniform kernel.
-        nuisances: with derivatives.
+        nuisances: with derivatives, which policy gradients do not need.
         self_normalised: as there; the gradient is then that of the self-normalised value, and policy gradients are divided.
         behaviour_at_target: as there, a function.
         discount: gamma.
         counts: as there.
+        **settings: as there. Intervals are of each parameter by itself: all of P together cover with `level` if each is asked
+            for at `1 - (1 - level) / P`. The bandwidth is too wide for them unless chosen by
+            `bandwidth.rate_bandwidth(gradient=True, undersmooth=True)`.
 
     Returns:
         `GradientEstimate`, whose covariance is that of the mean over trajectories, linearised.
@@ -189,54 +190,37 @@ def gradient(
     Raises:
         ValueError: as `evaluate`, and for nuisances without derivatives.
     """
-    chosen = _method(method, nuisances)
+    chosen, checked = _method(method), common.settings_of(**settings)
     shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
     with common.float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, scores=True, **shared)
-        nuisances = _checked(chosen, nuisances, ratios, derivatives=True)
-        value, covariance, effective, found = _gradient(
-            ratios.steps, ratios.scores, nuisances, method=chosen, normalised=self_normalised
-        )
-        restore = ravel_pytree(ratios.parameters)[1]
-        deviation = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0.0))
-        return GradientEstimate(restore(value), restore(deviation), covariance, effective, found)
+        nuisances = _checked(method, nuisances, ratios, derivatives=True)
+        options = dict(normalised=self_normalised, settings=checked, size=common.resample_size(counts))
+        found = _gradient(ratios.steps, ratios.scores, nuisances, method=chosen, **options)
+        return restored(found, ravel_pytree(ratios.parameters)[1])
 
 
-def _method(name: str, nuisances: Nuisances | None) -> Method:
+def _method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}.")
-    chosen = METHODS[name]
-    missing = []
-    if chosen.corrected and (nuisances is None or nuisances.q is None):
-        missing.append("q and v")
-    if chosen.weights == "marginal" and (nuisances is None or nuisances.ratio is None):
-        missing.append("the marginal ratio")
+    return METHODS[name]
+
+
+def _checked(name: str, nuisances: Nuisances | None, ratios: Ratios, *, derivatives: bool) -> Nuisances:
+    """Nuisances with 0 in the padding, and neutral ones where they do not enter."""
+    method, steps, given = METHODS[name], ratios.steps, nuisances or Nuisances()
+    zeros = jnp.zeros_like(steps.rewards)
+    entering = [name for name in method.columns if name != "ratio" or zeros.shape[1] > 1 or given.ratio is not None]
+    missing = [_SPOKEN[name] for name in entering if getattr(given, name) is None]
     if missing:
         raise ValueError(
             f"{name} needs nuisances with {' and '.join(missing)}; have them from `given_nuisances` or `fit_nuisances`."
         )
-    return chosen
 
-
-def _checked(method: Method, nuisances: Nuisances | None, ratios: Ratios, *, derivatives: bool) -> Nuisances:
-    """Nuisances with 0 in the padding, and neutral ones where there are none."""
-    steps = ratios.steps
-    zeros, count = jnp.zeros_like(steps.rewards), 0
-    if derivatives:
-        count = ratios.scores.shape[-1]
-    given = nuisances or Nuisances()
-
-    def column(name: str, needed: bool, default: Array) -> Array:
-        values = getattr(given, name)
+    def column(name: str) -> Array:
+        values = jnp.asarray(getattr(given, name), jnp.float64)
         slope = name.endswith("gradient")
-        shape = (*zeros.shape, count) if slope else zeros.shape
-        if not needed:
-            return jnp.broadcast_to(default[..., None] if slope else default, shape)
-        if values is None:
-            raise ValueError(
-                f"gradients need nuisances with {name}; ask for gradient=True where they are made, or use jax.grad."
-            )
-        values = jnp.asarray(values, jnp.float64)
+        shape = (*zeros.shape, ratios.scores.shape[-1]) if slope else zeros.shape
         if values.shape != shape:
             raise ValueError(f"{name} has shape {values.shape}; {shape} is needed: were nuisances made of other data?")
         mask = steps.mask[..., None] if slope else steps.mask
@@ -247,14 +231,19 @@ def _checked(method: Method, nuisances: Nuisances | None, ratios: Ratios, *, der
                 raise ValueError("the marginal ratio must not be negative: it is a ratio of densities. Clip it at 0.")
         return jnp.where(mask, values, 0.0)
 
-    marginal = method.weights == "marginal"
-    columns = [column(name, method.corrected, zeros) for name in ("q", "v")] + [column("ratio", marginal, zeros + 1.0)]
-    slopes = [None] * 3
-    if derivatives:
-        slopes = [column(f"{name}_gradient", method.corrected, zeros) for name in ("q", "v")]
-        slopes.append(column("ratio_gradient", marginal, zeros))
-    clipped = zeros if given.clipped is None else jnp.asarray(given.clipped, jnp.float64)
-    return Nuisances(*columns, *slopes, clipped)
+    found = Nuisances(zeros, zeros, zeros + 1.0, *[jnp.zeros((1, 1, 1))] * 3, zeros)
+    if given.clipped is not None:
+        found = found._replace(clipped=column("clipped"))
+    found = found._replace(**{name: column(name) for name in entering})
+    if not (derivatives and method.valued):
+        return found
+    slopes = [f"{name}_gradient" for name in entering]
+    for name in slopes:
+        if getattr(given, name) is None:
+            raise ValueError(
+                f"gradients need nuisances with {name}; ask for gradient=True where they are made, or use jax.grad."
+            )
+    return found._replace(**{name: column(name) for name in slopes})
 
 
 def _log_weight(method: Method, steps: Steps, ratio: Array) -> Array:
@@ -292,73 +281,19 @@ def _evaluated(
     return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, diagnostics=found, size=size)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "normalised"))
+@functools.partial(jax.jit, static_argnames=("method", "normalised", "settings", "size"))
 def _gradient(
-    steps: Steps, scores: Array, nuisances: Nuisances, *, method: Method, normalised: bool
-) -> tuple[Array, Array, Array, dict[str, Array]]:
-    counts, total = steps.counts, jnp.sum(steps.counts)
+    steps: Steps,
+    scores: Array,
+    nuisances: Nuisances,
+    *,
+    method: Method,
+    normalised: bool,
+    settings: Settings,
+    size: int | None,
+) -> GradientEstimate:
     log_weight = _log_weight(method, steps, nuisances.ratio)
-    statistic = _gradient_statistic(steps, scores, nuisances, method, normalised)
-    value = statistic(counts)
-    influence = jnp.where(counts > 0, total * jax.jacrev(statistic)(counts), 0.0)
-    centred = influence - (influence @ counts / total)[:, None]
-    covariance = (centred * counts) @ centred.T / (total * jnp.maximum(total - 1.0, 1.0))
-    effective = common.effective_size(counts, common.scaled_weights(log_weight[:, -1], counts))
-    return value, covariance, effective, _diagnostics(steps, log_weight, nuisances.clipped)
-
-
-def _weights_and_derivatives(
-    steps: Steps, scores: Array, nuisances: Nuisances, method: Method, normalised: bool
-) -> tuple[Array, Array]:
-    """mu_t and d_t, or lambda_t and lambda_t G_t; up to a factor in each step where they are to be normalised."""
-    if method.weights == "cumulative":
-        base, factor, slope = jnp.cumsum(steps.log_ratio, axis=1), 1.0, jnp.cumsum(scores, axis=1)
-    else:
-        ratio = nuisances.ratio
-        slope = nuisances.ratio_gradient + ratio[..., None] * scores
-        base, factor = (common.held(column, steps.mask) for column in (steps.log_ratio, ratio))
-        slope = jax.vmap(common.held, (-1, None), -1)(slope, steps.mask)
-    weight = common.scaled_weights(base, steps.counts) if normalised else common.weights_of(base)
-    return weight * factor, weight[..., None] * slope
-
-
-def _gradient_statistic(
-    steps: Steps, scores: Array, nuisances: Nuisances, method: Method, normalised: bool
-) -> common.Statistic:
-    """`counts [n] -> gradient [P]`."""
-    q, v, _, q_slope, v_slope, _, _ = nuisances
-    if method.weights == "none":
-        return lambda counts: counts @ v_slope[:, 0] / jnp.sum(counts)
-    weight, derivative = _weights_and_derivatives(steps, scores, nuisances, method, normalised)
-    if not method.valued:
-        # with weights that are only divided, not derived
-        errors, derived = jnp.zeros_like(q), (weight * q)[..., None] * scores
-        values, values_derived, derivative = jnp.zeros_like(v), jnp.zeros_like(scores), jnp.zeros_like(scores)
-    else:
-        errors = weight * (steps.rewards - q)
-        derived = derivative * (steps.rewards - q)[..., None] - weight[..., None] * q_slope
-        before, derivative_before = means.before(weight, 1.0), means.before(derivative, 0.0)
-        values = before * v
-        values_derived = before[..., None] * v_slope + derivative_before * v[..., None]
-    if not normalised:
-        terms = jnp.einsum("t,ntp->np", steps.discounts, derived + values_derived)
-        return lambda counts: counts @ terms / jnp.sum(counts)
-
-    def statistic(counts: Array) -> Array:
-        shares = counts / jnp.sum(counts)
-        total, total_slope = shares @ weight, jnp.tensordot(shares, derivative, axes=1)
-        total_before = jnp.concatenate([jnp.ones(1), total[:-1]])
-        slope_before = jnp.concatenate([jnp.zeros_like(total_slope[:1]), total_slope[:-1]])
-        parts = _quotient_rule(shares @ errors, jnp.tensordot(shares, derived, axes=1), total, total_slope)
-        parts += _quotient_rule(
-            shares @ values, jnp.tensordot(shares, values_derived, axes=1), total_before, slope_before
-        )
-        return steps.discounts @ parts
-
-    return statistic
-
-
-def _quotient_rule(numerator: Array, slope: Array, denominator: Array, denominator_slope: Array) -> Array:
-    """The derivative `[T, P]` of `numerator / denominator [T]`."""
-    inverse = common.ratio(jnp.ones_like(denominator), denominator)[:, None]
-    return inverse * (slope - numerator[:, None] * inverse * denominator_slope)
+    kind = dict(weights=method.weights, valued=method.valued, normalised=normalised)
+    statistic = gradient_statistic(steps, scores, log_weight, nuisances, **kind)
+    found = _diagnostics(steps, log_weight, nuisances.clipped)
+    return estimate_gradient(statistic, steps, log_weight[:, -1], settings, diagnostics=found, size=size)

@@ -20,12 +20,14 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.deterministic.estimates import METHODS, GradientEstimate, evaluate
+from jaxrl_off.estimators.deterministic.estimates import METHODS, evaluate
+from jaxrl_off.estimators.deterministic.gradients import GradientEstimate, estimate_gradient, restored
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances, fit_action_gradient, fit_nuisances
-from jaxrl_off.estimators.deterministic.ratios import LogDensity, Policy, ratios_of
+from jaxrl_off.estimators.deterministic.ratios import FIXED_DENSITY, LogDensity, Policy, ratios_of
 from jaxrl_off.estimators.deterministic.regressions import LinearSieve, NetworkRegression
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing
 from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory.common import Settings, Steps
 from jaxrl_off.types import Array, PyTree, Trajectories
 
 OBJECTIVES = (*(name for name, method in METHODS.items() if method.valued), "deterministic_policy_gradient")
@@ -37,7 +39,8 @@ class Learning(NamedTuple):
     Attributes:
         parameters: after the last step.
         path: parameters before each step, `[steps, ...]`.
-        objective: `[steps]`, the estimate before each step; for `deterministic_policy_gradient` that of the direct method.
+        objective: `[steps]`, the estimate before each step; for `deterministic_policy_gradient` that of the direct method when
+            nuisances were last fitted.
         gradient_norm: `[steps]`; a step whose gradient is not finite is not taken.
     """
 
@@ -88,49 +91,69 @@ def deterministic_policy_gradient(
     *,
     discount: float = 1.0,
     counts: Any = None,
+    **settings: Any,
 ) -> GradientEstimate:
     """`sum_t gamma^t w_t(s_t) tau'(s_t) d_a q_t(s_t, tau(s_t))`, a mean over trajectories; not doubly robust.
 
     Args:
-        trajectories: n of them, with actions `float[n, T, A]`.
+        trajectories: n of them, with actions `float[n, T, A]`; no behaviour density is needed.
         policy: tau.
         parameters: theta.
         action_gradient: `float[n, T, A]`, `d_a q_t`, of `fit_action_gradient` or known.
-        nuisances: with the marginal ratio w of the states.
+        nuisances: with the marginal ratio w of the states; without, w = 1, at a horizon of 1 alone.
         discount: gamma.
         counts: `float[n]`, or None for once each.
+        **settings: as of `estimates.gradient`. Intervals are about the estimator's mean, and know nothing of a slope or ratio
+            that is wrong.
+
+    Returns:
+        `GradientEstimate`, of whose diagnostics weights are w of the last step.
 
     Raises:
-        ValueError: for shapes that do not fit, or nuisances without ratio.
+        ValueError: for shapes that do not fit, nuisances without ratio, ratios that are negative, and what is not finite.
     """
-    if nuisances.ratio is None:
+    if nuisances.ratio is None and jnp.shape(trajectories.rewards)[1:] != (1,):
         raise ValueError("deterministic_policy_gradient needs nuisances with the marginal ratio; see `fit_nuisances`.")
+    checked = common.settings_of(**settings)
     with common.float64(trajectories, parameters, action_gradient, nuisances, counts):
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
         ratios = ratios_of(neutral, policy, parameters, Smoothing(1.0), discount=discount, counts=counts)
-        steps, slopes = ratios.steps, jnp.asarray(action_gradient, jnp.float64)
-        if slopes.shape != ratios.actions.shape or jnp.shape(nuisances.ratio) != steps.mask.shape:
+        mask, slopes = ratios.steps.mask, jnp.asarray(action_gradient, jnp.float64)
+        ratio = jnp.ones(mask.shape) if nuisances.ratio is None else jnp.asarray(nuisances.ratio, jnp.float64)
+        if slopes.shape != ratios.actions.shape or ratio.shape != mask.shape:
             raise ValueError(
-                f"action_gradient has shape {slopes.shape} and the ratio {jnp.shape(nuisances.ratio)}; with these "
-                f"trajectories they must be {ratios.actions.shape} and {steps.mask.shape}."
+                f"action_gradient has shape {slopes.shape} and the ratio {ratio.shape}; with these trajectories they must be "
+                f"{ratios.actions.shape} and {mask.shape}."
             )
-        flat, restore = ravel_pytree(ratios.parameters)
-        weight = steps.discounts * jnp.where(steps.mask, nuisances.ratio, 0.0)
-        pulls = weight[..., None] * jnp.where(steps.mask[..., None], slopes, 0.0)
+        slopes, ratio = jnp.where(mask[..., None], slopes, 0.0), jnp.where(mask, ratio, 0.0)
+        if common.is_concrete(slopes, ratio) and not bool(jnp.all(jnp.isfinite(slopes)) & jnp.all(ratio >= 0)):
+            raise ValueError("action_gradient must be finite, and the ratio not negative, at all steps that were made.")
+        options = dict(policy=policy, settings=checked, size=common.resample_size(counts))
+        found = _plugged_in(ratios.steps, ratios.observations, ratios.parameters, slopes, ratio, **options)
+        return restored(found, ravel_pytree(ratios.parameters)[1])
 
-        def along(theta: Array, observations: Array, pull: Array) -> Array:
-            return jnp.sum(pull * policy(restore(theta), observations))
 
-        terms = jax.vmap(jax.grad(along), (None, 0, 0))(flat, ratios.observations, pulls)  # [n, P]
-        total = jnp.sum(steps.counts)
-        value = steps.counts @ terms / total
-        centred = terms - value
-        covariance = (centred.T * steps.counts) @ centred / (total * jnp.maximum(total - 1.0, 1.0))
-        last = jnp.maximum(jnp.sum(steps.mask, axis=1) - 1, 0)
-        effective = common.effective_size(
-            steps.counts, jnp.take_along_axis(jnp.asarray(nuisances.ratio), last[:, None], axis=1)[:, 0]
-        )
-        return GradientEstimate(restore(value), restore(jnp.sqrt(jnp.diagonal(covariance))), covariance, effective, {})
+@functools.partial(jax.jit, static_argnames=("policy", "settings", "size"))
+def _plugged_in(
+    steps: Steps,
+    observations: Array,
+    parameters: PyTree,
+    slopes: Array,
+    ratio: Array,
+    *,
+    policy: Policy,
+    settings: Settings,
+    size: int | None,
+) -> GradientEstimate:
+    flat, restore = ravel_pytree(parameters)
+
+    def along(theta: Array, observations: Array, pull: Array) -> Array:
+        return jnp.sum(pull * policy(restore(theta), observations))
+
+    pulls = (steps.discounts * ratio)[..., None] * slopes
+    terms = jax.vmap(jax.grad(along), (None, 0, 0))(flat, observations, pulls)  # [n, P]
+    log_weight = jnp.log(common.held(ratio, steps.mask)[:, -1])
+    return estimate_gradient(lambda counts: counts @ terms / jnp.sum(counts), steps, log_weight, settings, size=size)
 
 
 def learn(
@@ -167,8 +190,8 @@ def learn(
         steps: of Adam.
         learning_rate: of Adam, at first.
         refit: every how many steps nuisances are fitted anew; between, they are expanded to first order in theta about the
-            parameters that they were fitted for.
-        model: `LinearSieve()` if None. Networks keep P numbers for every step.
+            parameters that they were fitted for, and of `deterministic_policy_gradient` kept as they are.
+        model: `LinearSieve()` if None. Networks keep P numbers for every step, but for `deterministic_policy_gradient`.
         folds: of cross-fitting; the same at every fit.
         seed: of that, and of networks.
         self_normalised: as of `evaluate`.
@@ -192,9 +215,13 @@ def learn(
         )
     if self_normalised and objective == "deterministic_policy_gradient":
         raise ValueError("self_normalised is of kernelised weights, and deterministic_policy_gradient has none.")
+    if not (behaviour_at_target is None or callable(behaviour_at_target)):
+        raise ValueError(FIXED_DENSITY)
+    if common.is_concrete(learning_rate) and not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
     model = LinearSieve() if model is None else model
     with common.float64(trajectories, parameters, smoothing, counts, learning_rate, model):
-        given = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts, scores=True)
+        given = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
         ratios = ratios_of(trajectories, policy, parameters, smoothing, **given)  # refuses what cannot be meant
         return _learn(
             jax.tree.map(jnp.asarray, trajectories),
@@ -233,7 +260,7 @@ def _learn(
     fitting = dict(folds=task.folds, seed=task.seed, **data)
 
     def fit(theta: PyTree) -> Nuisances:
-        derived = isinstance(model, NetworkRegression)
+        derived = isinstance(model, NetworkRegression) and not plug_in
         options = dict(behaviour_at_target=density, largest_ratio=largest_ratio, gradient=derived)
         return fit_nuisances(trajectories, policy, theta, smoothing, model, **options, **fitting)
 

@@ -39,7 +39,7 @@ def kernel_metric(hessian: Any, *, floor: float = 0.05) -> Array:
         `float64[..., A, A]`; the identity where the Hessian is 0.
 
     Raises:
-        ValueError: for other shapes or a floor outside (0, 1].
+        ValueError: for other shapes, numbers that are not finite, or a floor outside (0, 1].
 
     Example:
         >>> print(kernel_metric([[16.0, 0.0], [0.0, 1.0]]).round(4).tolist())
@@ -51,6 +51,8 @@ def kernel_metric(hessian: Any, *, floor: float = 0.05) -> Array:
         given = jnp.asarray(hessian, jnp.float64)
         if given.ndim < 2 or given.shape[-1] != given.shape[-2]:
             raise ValueError(f"hessian has shape {given.shape}; [..., A, A] is needed.")
+        if common.is_concrete(given) and not bool(jnp.all(jnp.isfinite(given))):
+            raise ValueError("hessian must be finite; give 0 where there is none.")
         values, vectors = jnp.linalg.eigh(0.5 * (given + jnp.swapaxes(given, -1, -2)))
         sizes = jnp.abs(values)
         largest = jnp.max(sizes, axis=-1, keepdims=True)

@@ -6,6 +6,7 @@ Known functions become columns by `given_nuisances`, fitted ones by `fit_nuisanc
   `q'_t = E[gamma v'_{t+1} | s, a]`, `v'_t(s) = E_K[q'_t] + d/dtau E_K[q_t] tau'`, a dash the derivative with respect to theta;
 * forwards, `w_t(s) = E[mu_{t-1} | s_t = s]`, `mu_t = w_t eta_t`, `w_0 = 1`, and `w'_t = E[d_{t-1} | s_t = s]`,
   `d_t = eta_t (w'_t + w_t g_t)`. w is clipped at 0, and made to have the mean it must have: 1 where all trajectories go on.
+  As eta is kernelised, w is the ratio of the smoothed policy's states in every form, at a distance of order h^2 from the other.
 
 Linear sieves give derivatives that are those of the fit itself, as the features do not depend on theta: `jax.grad` through
 `fit_nuisances` is the explicit recursion. What ends a row is the end of all value.

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves
+from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves, pulled_back
 from jaxrl_off.estimators.deterministic.regressions import Fitted, Regression
 from jaxrl_off.estimators.deterministic.smoothing import action_nodes
 from jaxrl_off.estimators.trajectory import common
@@ -62,9 +61,8 @@ def backwards(
     data: Step, ratios: Ratios, regression: Regression, weights: Array, key: Array, discount: Array, policy: Policy
 ) -> tuple[tuple[Array, Array, Array | None, Array | None], Fitted]:
     """q, v and their derivatives, `[T, n, ...]`, of a fit with these weights, and the fit `[T, ...]`."""
-    theta, restore = ravel_pytree(ratios.parameters)
     derivatives = data.scores is not None
-    outputs = 1 + (len(theta) if derivatives else 0)
+    outputs = 1 + (data.scores.shape[-1] if derivatives else 0)
     size = data.actions.shape[-1]
 
     def step(carry: tuple[Fitted, Array], now: Step) -> tuple[tuple[Fitted, Array], Any]:
@@ -75,19 +73,19 @@ def backwards(
         step_key = jax.random.fold_in(key, now.time + 2)
         fitted = regression.fit(fitted, taken, targets, weights * now.mask, step_key)
 
-        def expected(flat: Array) -> tuple[Array, Array]:
-            smoothing = ratios.smoothing.replace(metric=now.metric)
-            nodes, shares = action_nodes(smoothing, behaves(policy, restore(flat), now.observations, size))
+        def expected(target: Array) -> tuple[Array, Array]:
+            nodes, shares = action_nodes(ratios.smoothing.replace(metric=now.metric), target)
             states = jnp.broadcast_to(now.flat[:, None], (*nodes.shape[:-1], now.flat.shape[-1]))
             found = regression.predict(fitted, jnp.concatenate([states, nodes], axis=-1))
             mean = jnp.sum(shares[..., None] * found, axis=1)
-            return mean[:, 0], mean
+            return jnp.sum(mean[:, 0]), mean
 
-        if derivatives:
-            through_policy, mean = jax.jacfwd(expected, has_aux=True)(theta)
-            mean = mean.at[:, 1:].add(through_policy)
+        target = behaves(policy, ratios.parameters, now.observations, size)
+        if derivatives:  # by A slopes, not by P
+            pull, mean = jax.grad(expected, has_aux=True)(target)
+            mean = mean.at[:, 1:].add(pulled_back(policy, ratios.parameters, now.observations, pull))
         else:
-            mean = expected(theta)[1]
+            mean = expected(target)[1]
         mean = jnp.where(now.mask[:, None], mean, 0.0)
         q = jnp.where(now.mask[:, None], regression.predict(fitted, taken), 0.0)
         return (fitted, mean), (q, mean, fitted)

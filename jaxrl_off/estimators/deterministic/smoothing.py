@@ -8,6 +8,7 @@ lost; the bias of smoothing is then of order h, not h^2, in states whose target 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -45,13 +46,14 @@ class Smoothing:
     Attributes:
         bandwidth: h > 0. Derivatives do not pass through it.
         form: "mixed", "soft" or "point".
-        kernel: key of `ops.kernels.SMOOTHING_KERNELS`; "uniform" has no gradient.
+        kernel: key of `ops.kernels.SMOOTHING_KERNELS`; "uniform" has no gradient, and refuses to be differentiated.
         nodes: of the quadrature of soft values, for each dimension of actions: exact for q that are polynomials in the
             action of degree up to `2 nodes - 1`. Where products would have more than 243 nodes, a rule exact to degree 3.
+            Of no influence where actions are bounded: there are 24 nodes a dimension then, for up to 2 dimensions.
         scale: `float[A]`, units of the actions, such as `action_scale` gives; None for 1.
         lower: `float[A]`, bounds of the actions, or None.
         upper: `float[A]`, or None.
-        metric: `float[n, T, A, A]`, R, of `metric.kernel_metric`, or None; not together with bounds.
+        metric: `float[n, T, A, A]`, R, of `metric.kernel_metric`, of determinant 1, or None; not together with bounds.
     """
 
     bandwidth: Any
@@ -143,6 +145,26 @@ def action_scale(trajectories: Trajectories) -> np.ndarray:
     return found
 
 
+def refusing_gradients(message: str) -> Callable[[Array], Array]:
+    """The identity, which raises `ValueError(message)` where it is differentiated: in the place of a silently wrong slope."""
+
+    @jax.custom_jvp
+    def same(x: Array) -> Array:
+        return x
+
+    @same.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        raise ValueError(message)
+
+    return same
+
+
+NO_SLOPE = (
+    "the uniform kernel has no gradient: its ratios are constant but for jumps. Use 'epanechnikov' or 'gaussian'."
+)
+_without_slope = refusing_gradients(NO_SLOPE)
+
+
 def log_kernel(smoothing: Smoothing, actions: Array, target: Array) -> Array:
     """`log K_h(a - tau)`, `float64[...]`.
 
@@ -150,7 +172,12 @@ def log_kernel(smoothing: Smoothing, actions: Array, target: Array) -> Array:
         smoothing: of `checked`.
         actions: `float64[..., A]`.
         target: `float64[..., A]`, tau(s).
+
+    Raises:
+        ValueError: where it is differentiated with the uniform kernel.
     """
+    if smoothing.kernel == "uniform":
+        target = _without_slope(target)
     kernel = SMOOTHING_KERNELS[smoothing.kernel]
     width = smoothing.bandwidth * smoothing.scale
     u = (actions - target) / width
@@ -181,7 +208,7 @@ def action_nodes(smoothing: Smoothing, target: Array) -> tuple[Array, Array]:
     if smoothing.lower is not None:
         nodes, weights = _cut_rule(smoothing, target, width)  # [..., A, m]
         grids = np.stack(np.meshgrid(*[np.arange(nodes.shape[-1])] * size, indexing="ij"), -1).reshape(-1, size)
-        if len(grids) > 24**3:
+        if len(grids) > 24**2:
             raise ValueError(f"soft values of {size} bounded actions need too many nodes; use form 'mixed' or 'point'.")
         chosen = nodes[..., np.arange(size), grids]
         return target[..., None, :] + chosen * width, jnp.prod(weights[..., np.arange(size), grids], axis=-1)

@@ -50,6 +50,35 @@ def test_kernels_of_two_actions_are_densities_whose_means_the_nodes_have(kernel,
     np.testing.assert_allclose(weights @ q(nodes), mass @ q(actions) / mass.sum(), atol=rough)
 
 
+@pytest.mark.parametrize("kernel", [name for name in SMOOTHING_KERNELS if name != "uniform"])
+@pytest.mark.parametrize("target", [-1.0, -0.9, 0.0, 1.0])
+def test_scores_know_of_the_mass_within_bounds(kernel, target):
+    """Also at a bound itself, where a policy that is clipped often is; from inside."""
+    with jax.enable_x64(True):
+        smoothing = checked(det.Smoothing(0.4, kernel=kernel, lower=-1.0, upper=1.0), 1)
+        action = jnp.array([target - 0.1 if target > 0 else target + 0.1])
+
+        def log_density(target):
+            return log_kernel(smoothing, action, target[None])
+
+        step = -1e-6 if target > 0 else 1e-6
+        wanted = (log_density(jnp.asarray(target + step)) - log_density(jnp.asarray(target))) / step
+        np.testing.assert_allclose(jax.grad(log_density)(jnp.asarray(target)), wanted, atol=1e-4)
+
+
+def test_bounded_soft_values_of_smooth_functions_are_exact_to_many_digits():
+    """Of a normal cut at one side, whose moments are known."""
+    with jax.enable_x64(True):
+        smoothing = checked(det.Smoothing(1.0, form="soft", lower=-0.5, upper=np.inf), 1)
+        nodes, weights = (np.asarray(x)[0] for x in action_nodes(smoothing, jnp.zeros((1, 1))))
+        density = np.exp(-0.125) / np.sqrt(2.0 * np.pi) / float(1.0 - jax.scipy.special.ndtr(-0.5))
+    mean = weights @ nodes[:, 0]
+    np.testing.assert_allclose(mean, density, rtol=1e-6)
+    np.testing.assert_allclose(weights @ nodes[:, 0] ** 2, 1.0 - 0.5 * density, rtol=1e-6)
+    with pytest.raises(ValueError, match="too many nodes"), jax.enable_x64(True):
+        action_nodes(checked(det.Smoothing(1.0, form="soft", lower=-1.0, upper=1.0), 3), jnp.zeros((1, 3)))
+
+
 def test_the_scale_is_the_deviation_of_what_was_done(bandit):
     np.testing.assert_allclose(det.action_scale(bandit), np.std(bandit.actions, axis=(0, 1)))
     with pytest.raises(ValueError, match="never vary"):
@@ -87,6 +116,8 @@ def test_the_metric_cancels_the_curvature_and_keeps_the_volume():
     np.testing.assert_allclose(det.kernel_metric(np.zeros((2, 2))), np.eye(2))
     with pytest.raises(ValueError, match="floor"):
         det.kernel_metric(definite, floor=0.0)
+    with pytest.raises(ValueError, match="must be finite"):
+        det.kernel_metric([[np.nan]])
 
 
 def policy(gain, observations):
@@ -121,6 +152,11 @@ def test_with_the_learned_metric_smoothing_is_less_biased(bandit):
     assert abs(float(plain.value) + 0.75) < 4.0 * float(plain.standard_error)
     assert abs(float(learned.value)) < 4.0 * float(learned.standard_error)
     assert abs(float(learned.value)) < 0.5 * abs(float(plain.value))
+    turned = np.broadcast_to(2.0 * np.eye(2), (*bandit.rewards.shape, 2, 2))
+    with pytest.raises(ValueError, match="determinants of 1"):
+        det.evaluate(method, bandit, policy, 1.0, smoothing.replace(metric=turned))
+    with pytest.raises(ValueError, match="n and T must agree"):
+        det.evaluate(method, bandit, policy, 1.0, smoothing.replace(metric=turned[:5] / 2.0))
 
 
 def test_behaviour_densities_are_recovered_and_marked(bandit):
@@ -144,6 +180,8 @@ def test_behaviour_densities_are_recovered_and_marked(bandit):
     still = bandit._replace(actions=np.broadcast_to(bandit.observations, bandit.actions.shape))
     with pytest.raises(ValueError, match="do not vary given observations"):
         det.estimate_behaviour_density(still)
+    with pytest.raises(ValueError, match="observations must be finite"):
+        det.estimate_behaviour_density(bandit._replace(observations=np.full_like(bandit.observations, np.nan)))
 
 
 def test_bootstrap_and_normal_intervals_agree(bandit):
@@ -181,10 +219,17 @@ def test_bandwidths():
     np.testing.assert_allclose(det.plug_in_bandwidth(wide, narrow, h), wanted)
     flat = det.plug_in_bandwidth(estimate(5.0, wide.standard_error), narrow._replace(value=5.0), h)
     assert 0.0 < flat < np.inf
+    with pytest.raises(ValueError, match="must be finite"):
+        det.plug_in_bandwidth(wide, narrow._replace(value=np.nan), h)
     candidates = [0.1, 0.2, 0.4, 0.8, 1.6]
     chosen = det.select_bandwidth(lambda h: estimate(5.0 - 2.0 * h**2, (0.0004 / h) ** 0.5), candidates)
     assert chosen.bandwidth == 0.2
     assert len(chosen.estimates) == 5
+    # with no action near the target an estimate is 0, and has no error
+    chosen = det.select_bandwidth(lambda h: estimate(5.0 * (h > 1e-3), (0.0004 * (h > 1e-3) / h) ** 0.5), [1e-4, 0.1])
+    assert chosen.bandwidth == 0.1
+    with pytest.raises(ValueError, match="give wider ones"):
+        det.select_bandwidth(lambda h: estimate(0.0, 0.0), candidates)
     for wrong in (dict(n=0), dict(n=5, constant=0.0), dict(n=5, method="magic")):
         with pytest.raises(ValueError, match="must be"):
             det.rate_bandwidth(**wrong)

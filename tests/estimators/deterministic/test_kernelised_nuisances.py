@@ -182,13 +182,9 @@ def test_networks_learn_values_and_derivatives(two_steps):
     }
     for name, values in wanted.items():
         learned = np.asarray(getattr(found, name)).reshape(400, 2)
-        print(
-            name,
-            [
-                np.corrcoef(learned[:, t], values[:, t])[0, 1] if values[:, t].any() else np.abs(learned[:, t]).max()
-                for t in range(2)
-            ],
-        )
+        errors = np.sqrt(np.mean((learned - values) ** 2, axis=0))
+        # 0.13 of the deviation of the best, and 0.001 where there is nothing to learn
+        np.testing.assert_array_less(errors, 0.25 * values.std(axis=0) + 0.01, err_msg=name)
     assert np.asarray(found.ratio).min() >= 0.0
     explicit = det.gradient("marginal_doubly_robust", two_steps, gain, 0.5, smoothing, found)
     with jax.enable_x64(True):
