@@ -23,7 +23,7 @@ from jaxrl_off.data.trajectory_checks import check as check
 from jaxrl_off.types import Trajectories
 
 _EPISODE = ("observations", "actions", "rewards", "terminations", "truncations")
-_FLAT = ("observations", "actions", "rewards", "terminals", "timeouts")
+FLAT = ("observations", "actions", "rewards", "terminals", "timeouts")
 _OF_ROWS = ("final_observation", "behaviour_estimated")  # fields without an axis of T
 
 
@@ -61,7 +61,7 @@ def from_episodes(episodes: Sequence[Mapping[str, Any]]) -> Trajectories:
     finals: list[np.ndarray | None] = []
     for number, episode in enumerate(episodes):
         where = f"episode {number}"
-        _require(episode, _EPISODE, where)
+        require_names(episode, _EPISODE, where)
         arrays = {name: np.asarray(episode[name]) for name in names}
         steps = len(arrays["actions"]) if arrays["actions"].ndim else 0
         observations = arrays["observations"]
@@ -92,9 +92,9 @@ def from_flat(arrays: Mapping[str, Any]) -> Trajectories:
     Raises:
         ValueError: if there are no steps, a key is missing, or shapes do not fit.
     """
-    _require(arrays, _FLAT, "the data")
+    require_names(arrays, FLAT, "the data")
     optional = [n for n in ("next_observations", "behaviour_log_prob") if arrays.get(n) is not None]
-    given = {name: np.asarray(arrays[name]) for name in (*_FLAT, *optional)}
+    given = {name: np.asarray(arrays[name]) for name in (*FLAT, *optional)}
     count = len(given["actions"]) if given["actions"].ndim else 0
     if not count:
         raise ValueError(f"the data has actions of shape {given['actions'].shape}; at least one step is allowed.")
@@ -147,12 +147,12 @@ def open_hdf5(path: str | Path, *, behaviour_log_prob: str | None = None) -> Ite
     except OSError as error:
         raise ValueError(f"{path} is not an HDF5 file ({error}).") from error
     with file:
-        arrays = {name: file[name] for name in (*_FLAT, "next_observations") if name in file}
+        arrays = {name: file[name] for name in (*FLAT, "next_observations") if name in file}
         if behaviour_log_prob is not None and behaviour_log_prob not in file:
             raise ValueError(f"{path} has no {behaviour_log_prob}; it has {', '.join(file)}.")
         if behaviour_log_prob is not None:
             arrays["behaviour_log_prob"] = file[behaviour_log_prob]
-        _require(arrays, _FLAT, str(path))
+        require_names(arrays, FLAT, str(path))
         yield arrays
 
 
@@ -258,7 +258,7 @@ def load(path: str | Path) -> Trajectories:
             arrays = {name: file[name] for name in Trajectories._fields if name in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
         raise ValueError(f"{path} is not an .npz of numbers ({error}).") from error
-    _require(arrays, ALWAYS, str(path))
+    require_names(arrays, ALWAYS, str(path))
     return structured(Trajectories(**(dict.fromkeys(Trajectories._fields) | arrays)), ())
 
 
@@ -282,7 +282,12 @@ def _padded(lengths: np.ndarray, flat: Mapping[str, np.ndarray], finals: list[np
     observations = _compact(flat["observations"], "observations")
     final = None
     if all(value is not None for value in finals):
-        final = np.stack(finals).astype(observations.dtype)
+        given = np.stack(finals)
+        final = given.astype(observations.dtype)
+        if observations.dtype.kind in "biu" and (final != given).any():
+            raise ValueError(
+                f"observations are {observations.dtype}, and what followed the last steps is not: {given[final != given][0]}."
+            )
         if final.shape[1:] != observations.shape[1:]:
             raise ValueError(
                 f"next_observations have steps of {final.shape[1:]}, observations {observations.shape[1:]}."
@@ -336,7 +341,12 @@ def _to_horizon(array: np.ndarray, horizon: int) -> np.ndarray:
     return np.pad(array, [(0, 0), (0, horizon - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
 
 
-def _require(given: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
+def require_names(given: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
+    """Refuse arrays by name among which some are missing or None.
+
+    Raises:
+        ValueError: naming them.
+    """
     missing = [name for name in wanted if given.get(name) is None]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(given)) or 'nothing'}.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_off.data.trajectories import from_episodes, from_flat, open_hdf5
+from jaxrl_off.data.trajectories import FLAT, from_episodes, from_flat, open_hdf5, require_names
 from jaxrl_off.data.trajectory_checks import ALWAYS, structured
 from jaxrl_off.types import Trajectories
 
@@ -59,6 +59,7 @@ def iterate_flat(arrays: Mapping[str, Any], size: int) -> Iterator[Trajectories]
         ValueError: if size is below 1, or as `from_flat`.
     """
     _check_size(size)
+    require_names(arrays, FLAT, "the data")
     names = [name for name, array in arrays.items() if array is not None]
     start, stops, total = 0, [], len(arrays["rewards"])
     for block in range(0, total, _BLOCK):

@@ -145,6 +145,13 @@ def test_flat_arrays_that_do_not_fit():
         from_flat({name: array for name, array in arrays.items() if name != "timeouts"})
     with pytest.raises(ValueError, match=r"rewards of the data are float64\[7\]"):
         from_flat(arrays | {"rewards": arrays["rewards"][:7]})
+    numbered = arrays | {"observations": np.arange(8), "next_observations": np.append(np.arange(1, 8), 2**40)}
+    with pytest.raises(
+        ValueError, match="observations are int32, and what followed the last steps is not: 1099511627776"
+    ):
+        from_flat(numbered)
+    with pytest.raises(ValueError, match=r"is not: 2\.5"):
+        from_flat(numbered | {"next_observations": np.full(8, 2.5)})
     with pytest.raises(ValueError, match="next_observations have steps of"):
         from_flat(arrays | {"next_observations": np.zeros((8, 3))})
 

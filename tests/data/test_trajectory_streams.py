@@ -109,6 +109,9 @@ def test_files_that_cannot_be_read(tmp_path):
     for source in (iterate_npz(path, 0), iterate_flat(flat(), 0), iterate_episodes(episodes(), 0)):
         with pytest.raises(ValueError, match="size must be at least 1"):
             next(source)
+    for name in ("rewards", "timeouts"):
+        with pytest.raises(ValueError, match=f"the data lacks {name}"):
+            next(iterate_flat({key: array for key, array in flat().items() if key != name}, 2))
     (tmp_path / "text.npz").write_text("text")
     with pytest.raises(ValueError, match="not an .npz"):
         next(iterate_npz(tmp_path / "text.npz", 2))
