@@ -34,6 +34,8 @@ from jaxrl_off.types import Array
 LAWS = ("uniform", "normal")
 _BLOCK = 1024  # points whose distances are held at once
 _LARGEST_CODE = 20  # bits; a process of 2^20 cells is beyond all memory
+_MOST = 2**31  # cells that int32 can number
+_ROUNDING = 1e-12  # a deviation below this share of the largest number is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,7 @@ def state_and_time(abstraction: Abstraction, horizon: int) -> Abstraction:
     """
     _check_at_least_one(horizon=horizon)
     inner = abstraction.num_states
+    _check_number(inner * horizon)
 
     def function(observations: Any) -> Array:
         cells = abstraction(observations)
@@ -111,7 +114,7 @@ def state_and_time(abstraction: Abstraction, horizon: int) -> Abstraction:
 
 
 def nearest_centroid(centroids: Any, *, centre: Any = 0.0, scale: Any = 1.0) -> Abstraction:
-    """`phi(s) = argmin_k |(s - centre) / scale - m_k|`, Euclidean; the first of equals.
+    """`phi(s) = argmin_k |(s - centre) / scale - m_k|`, Euclidean; the first of equals, and for NaN.
 
     Args:
         centroids: `float[|Z|, d]`, m. Observations are `[n, T, ...]` of d numbers a step.
@@ -183,7 +186,7 @@ def k_means(
         iterations: at most.
 
     Raises:
-        ValueError: for sizes below 1, or a mask that does not fit or is empty.
+        ValueError: for sizes below 1, a mask that does not fit or is empty, or observations that are not finite.
 
     Reference: Lloyd, "Least Squares Quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++", SODA 2007.
     """
@@ -198,11 +201,16 @@ def k_means(
         if weight.shape != shape[:2] or (common.is_concrete(weight) and not bool(jnp.any(weight > 0))):
             raise ValueError(f"mask must be bool{list(shape[:2])} and not all False, got shape {weight.shape}.")
         rows, weight = jnp.where(weight[..., None] > 0, rows, 0.0).reshape(-1, dimension), weight.ravel()
+        if common.is_concrete(rows) and not bool(jnp.all(jnp.isfinite(rows))):
+            raise ValueError(
+                "observations must be finite at all steps that were made; mend the data, or give their mask."
+            )
         centre, scale = jnp.zeros(dimension), jnp.ones(dimension)
         if standardise:
             centre = jnp.sum(weight[:, None] * rows, axis=0) / jnp.sum(weight)
             deviation = jnp.sqrt(jnp.sum(weight[:, None] * jnp.square(rows - centre), axis=0) / jnp.sum(weight))
-            scale = jnp.where(deviation > 0, deviation, 1.0)
+            varies = deviation > _ROUNDING * jnp.max(jnp.abs(rows), axis=0)
+            scale = jnp.where(varies, deviation, 1.0)
         centroids = _lloyd(key, (rows - centre) / scale, weight, num_states, iterations)
         return nearest_centroid(centroids, centre=centre, scale=scale)
 
@@ -227,6 +235,7 @@ def tiles(low: Sequence[float], high: Sequence[float], bins: Sequence[int]) -> A
         raise ValueError(f"low must be below high, all finite, got {list(low)} and {list(high)}.")
     for number in bins:
         _check_at_least_one(bins=number)
+    _check_number(math.prod(bins))
     strides = np.append(np.cumprod(bins[:0:-1])[::-1], 1)
 
     def function(observations: Any) -> Array:
@@ -275,6 +284,11 @@ def _check_at_least_one(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
+def _check_number(cells: int) -> None:
+    if cells > _MOST:
+        raise ValueError(f"there are {cells:,} cells, more than int32 can number; make the abstraction coarser.")
+
+
 def _rows(observations: Any, dimension: int, dtype: Any = jnp.float64) -> Array:
     """Observations `[n, T, ...]` as `[n, T, d]`, in their own type where none is given."""
     shape = jnp.shape(observations)
@@ -283,7 +297,6 @@ def _rows(observations: Any, dimension: int, dtype: Any = jnp.float64) -> Array:
     return jnp.asarray(observations, dtype).reshape(*shape[:2], dimension)
 
 
-@jax.jit
 @jax.jit
 def _nearest(points: Array, centroids: Array, centre: Array | float = 0.0, scale: Array | float = 1.0) -> Array:
     """Index of the centroid nearest to `(point - centre) / scale`, `int32[N]`; some points at a time, to take little memory."""

@@ -47,6 +47,7 @@ _FORMS = {
     "weighted_doubly_robust": (means.WEIGHTED_CORRECTED, _CORRECTIONS, (0, 3)),
 }
 _COMMON = 5  # columns that diagnostics need of all
+_OF_ROWS = ("counts", "final_states", "behaviour_estimated")  # without an axis of T
 
 
 class Moments(NamedTuple):
@@ -301,6 +302,8 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
                 f"update takes {', '.join(needs) or 'no columns'}, got {', '.join(sorted(given)) or 'none'}."
             )
         with common.float64(state, trajectories, counts, given):
+            if np.ndim(trajectories.rewards) != 2:
+                raise ValueError(f"rewards must be [n, T], got shape {np.shape(trajectories.rewards)}.")
             rows, steps = np.shape(trajectories.rewards)
             if rows > size or steps > horizon:
                 raise ValueError(
@@ -308,9 +311,12 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
                     "smaller, or the stream larger."
                 )
             counts = np.ones(rows) if counts is None else counts
-            bare = trajectories._replace(observations=None, actions=None, final_observation=None)
-            padded = jax.tree.map(lambda x: _padded(x, size, horizon), (bare, counts, given))
-            return add(state, source.prepare(*padded))
+            bare = trajectories._replace(observations=None, actions=None, final_observation=None)._asdict()
+            columns = {name: x for name, x in (bare | given | {"counts": counts}).items() if x is not None}
+            padded = {name: _padded(name, x, (rows, steps), (size, horizon)) for name, x in columns.items()}
+            bare = {name: padded.get(name) for name in bare}
+            given = {name: padded[name] for name in given}
+            return add(state, source.prepare(Trajectories(**bare), padded["counts"], given))
 
     def finish(
         state: Moments,
@@ -372,10 +378,11 @@ def _variance(state: Moments, slope: Array) -> Array:
     return spread / jnp.maximum(state.total - 1.0, 1.0)
 
 
-def _padded(values: Any, size: int, horizon: int) -> Any:
-    """Rows up to `size`, and columns up to `horizon` of what has them."""
-    library = np if common.is_concrete(values) else jnp
-    wanted = (size, horizon)[: np.ndim(values)]
-    return library.pad(
-        library.asarray(values), [(0, most - have) for most, have in zip(wanted, values.shape, strict=True)]
-    )
+def _padded(name: str, values: Any, shape: tuple[int, int], wanted: tuple[int, int]) -> Any:
+    """A column of the shape of the chunk with rows, and steps where it has them, up to those of the stream."""
+    values = (np if common.is_concrete(values) else jnp).asarray(values)
+    axes = 1 if name in _OF_ROWS else 2
+    if values.shape != shape[:axes]:
+        raise ValueError(f"{name} has shape {values.shape}; the chunk has {shape[0]} trajectories of {shape[1]} steps.")
+    library = np if isinstance(values, np.ndarray) else jnp
+    return library.pad(values, [(0, most - have) for most, have in zip(wanted, shape, strict=False)][:axes])

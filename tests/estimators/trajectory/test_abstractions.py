@@ -99,6 +99,18 @@ def test_k_means_standardised():
     assert agreement[0] > 0.95 > 0.7 > agreement[1]
 
 
+def test_k_means_leaves_rounding_as_it_is():
+    """A dimension that varies in its last digit alone is not blown up."""
+    last = np.where(np.arange(7) < 3, 0.1, np.nextafter(0.1, 1.0)) + np.zeros((100, 1))
+    observations = np.stack([last, np.arange(7) % 2 + np.zeros((100, 1))], axis=-1)
+    assert np.std(last) > 0
+    phi = abstractions.k_means(jax.random.key(0), observations, 2, standardise=True)
+    cells = np.asarray(phi(observations))
+    np.testing.assert_array_equal(cells == cells[0, 0], np.broadcast_to(np.arange(7) % 2 == 0, cells.shape))
+    near = observations[:1] + np.array([1e-9, 0.0])
+    np.testing.assert_array_equal(phi(near), cells[:1])
+
+
 def test_k_means_of_fewer_points_than_cells():
     observations = np.array([[[0.0], [1.0], [0.0]]])
     cells = abstractions.k_means(jax.random.key(0), observations, 5)(observations)
@@ -178,6 +190,9 @@ def test_transformations():
         (lambda: abstractions.tiles([0.0], [1.0, 2.0], [2]), "one length"),
         (lambda: abstractions.tiles([1.0], [1.0], [2]), "low must be below high"),
         (lambda: abstractions.tiles([0.0], [1.0], [0]), "bins must be at least 1"),
+        (lambda: abstractions.tiles([0.0] * 6, [1.0] * 6, [100] * 6), "more than int32 can number"),
+        (lambda: abstractions.state_and_time(abstractions.tabular(10**7), 1000), "make the abstraction coarser"),
+        (lambda: abstractions.k_means(jax.random.key(0), np.full((2, 3), np.nan), 2), "observations must be finite"),
         (lambda: abstractions.hashed(jax.random.key(0), 2, 21), "bits must be at most 20"),
     ],
 )

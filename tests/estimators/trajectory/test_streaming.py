@@ -139,6 +139,19 @@ def test_under_jit():
     np.testing.assert_allclose(stream.finish(state)[:2], expected[:2], rtol=1e-12)
 
 
+def few_of(data):
+    return jax.tree.map(lambda x: x[:5], data)
+
+
+def test_lists_are_columns():
+    data, columns = simulated(n=5)
+    stream = streaming.streaming("pdis", horizon=6, size=20)
+    lists = dict(target_log_prob=columns["target_log_prob"].tolist(), counts=[1, 2, 0, 1, 1])
+    found = stream.finish(stream.update(stream.init(), data._replace(rewards=data.rewards.tolist()), **lists))
+    expected = weighted.pdis(data, columns["target_log_prob"], counts=np.array(lists["counts"]))
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=1e-12)
+
+
 def test_what_cannot_stream():
     data, columns = simulated()
     stream = streaming.streaming("pdis", horizon=6, size=20)
@@ -151,10 +164,28 @@ def test_what_cannot_stream():
         (lambda: stream.update(stream.init(), data), "update takes target_log_prob, got none"),
         (lambda: stream.update(stream.init(), data, target_log_prob=log_prob, q=log_prob), "got q, target_log_prob"),
         (lambda: stream.finish(stream.init()), "no trajectories"),
+        (
+            lambda: stream.update(stream.init(), few_of(data), target_log_prob=log_prob[:5, :4]),
+            r"target_log_prob has shape \(5, 4\); the chunk has 5 trajectories of 6 steps",
+        ),
+        (
+            lambda: stream.update(stream.init(), few_of(data), target_log_prob=log_prob[:5], counts=np.ones(6)),
+            r"counts has shape \(6,\)",
+        ),
+        (
+            lambda: stream.update(
+                stream.init(), few_of(data)._replace(mask=data.mask[:5, :3]), target_log_prob=log_prob[:5]
+            ),
+            r"mask has shape \(5, 3\)",
+        ),
+        (
+            lambda: stream.update(stream.init(), data._replace(rewards=data.rewards[0]), target_log_prob=log_prob),
+            r"rewards must be \[n, T\]",
+        ),
         (lambda: stream.finish(stream.init(), interval="bca"), "others need all data at once"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    few = jax.tree.map(lambda x: x[:5], data._replace(rewards=data.rewards * np.nan))
+    few = few_of(data._replace(rewards=data.rewards * np.nan))
     with pytest.raises(ValueError, match="step 0 of trajectory 0"):
         stream.update(stream.init(), few, target_log_prob=log_prob[:5])
