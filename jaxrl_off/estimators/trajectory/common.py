@@ -33,7 +33,8 @@ from jaxrl_off.estimators.trajectory import bounds
 from jaxrl_off.ops import intervals
 from jaxrl_off.types import Array, Estimate, Trajectories
 
-ASYMPTOTIC = ("student_t", "normal", "bootstrap", "bca")
+RESAMPLED = ("bootstrap", "bca")
+ASYMPTOTIC = ("student_t", "normal", *RESAMPLED)
 INTERVALS = (*ASYMPTOTIC, *bounds.BOUNDED)
 LARGEST_LOG_WEIGHT = 300.0  # leaves room for squares in float64
 
@@ -58,6 +59,11 @@ class Settings(NamedTuple):
     resamples: int = 1000
     seed: int = 0
     floor: float = 10.0
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the interval is from resamples."""
+        return self.level is not None and self.interval in RESAMPLED
 
 
 def settings_of(*, bounded: bool = False, **given: Any) -> Settings:
@@ -84,6 +90,8 @@ def settings_of(*, bounded: bool = False, **given: Any) -> Settings:
         )
     if settings.resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {settings.resamples}.")
+    if not settings.floor >= 0:
+        raise ValueError(f"floor must be a number of trajectories, 0 or more, got {settings.floor}.")
     return settings
 
 
@@ -139,8 +147,8 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
             behaviour probabilities, or a logged action that the behaviour policy is said never to take.
     """
     values = (trajectories, target_log_prob, discount, counts)
-    if is_concrete(discount) and not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount must be in [0, 1], got {discount}.")
+    if jnp.ndim(discount) or (is_concrete(discount) and not 0.0 <= discount <= 1.0):
+        raise ValueError(f"discount must be in [0, 1], one number for all, got {discount}.")
     if target_log_prob is not None and trajectories.behaviour_log_prob is None:
         raise ValueError(
             "the trajectories have no behaviour_log_prob, so that there are no importance ratios; log them, or estimate them "
@@ -244,7 +252,8 @@ def log_weights(steps: Steps, *, window: int | None = None, clip: float | None =
         window: product of that many most recent ratios alone; 0 for weights of 1, None for all.
         clip: largest ratio, of each step; None for no bound.
     """
-    ratio = steps.log_ratio if clip is None else jnp.minimum(steps.log_ratio, jnp.log(clip))
+    # those of the padding stay 1, also where the largest is below
+    ratio = steps.log_ratio if clip is None else jnp.where(steps.mask, jnp.minimum(steps.log_ratio, jnp.log(clip)), 0.0)
     horizon = ratio.shape[1]
     if window is None or window >= horizon:
         return jnp.cumsum(ratio, axis=1)
@@ -355,10 +364,12 @@ def _interval(
     limits: bounds.Limits | None,
 ) -> intervals.Interval:
     shared = dict(level=settings.level, sides=settings.sides)
-    if settings.interval in ("bootstrap", "bca"):
+    if settings.interval in RESAMPLED:
         method = intervals.percentile_interval if settings.interval == "bootstrap" else intervals.bca_interval
         key = jax.random.key(settings.seed)
-        return method(key, statistic, counts, resamples=settings.resamples, size=size, **shared)
+        drawn = method(key, statistic, counts, resamples=settings.resamples, size=size, **shared)
+        known = jnp.all(counts == jnp.floor(counts)) & ~jnp.isnan(drawn.lower + drawn.upper)
+        return intervals.within(drawn, known, settings.sides)
     terms = value + influence - weighted_mean(counts, influence)
     if settings.interval in bounds.BOUNDED:
         return bounds.interval_of(settings.interval, terms, counts, limits, **shared)
@@ -366,8 +377,22 @@ def _interval(
     return method(terms, counts, **shared)
 
 
-def resample_size(counts: Any) -> int | None:
-    """Room that resamples need for these counts; None where each is 0 or 1, or where they are not known yet."""
+def resample_size(counts: Any, *, drawn: bool = False) -> int | None:
+    """Room that resamples need for these counts; None where each is 0 or 1, or where they are not known yet.
+
+    Args:
+        counts: as given.
+        drawn: whether there are resamples, as `Settings.drawn` says.
+
+    Raises:
+        ValueError: for counts that are not whole where there are.
+    """
     if counts is None or not is_concrete(counts):
         return None
+    broken = np.not_equal(counts, np.floor(counts))
+    if drawn and broken.any():
+        raise ValueError(
+            "resamples are drawn from whole trajectories, and counts must be whole numbers for them; row "
+            f"{int(np.argmax(broken))} has {np.asarray(counts)[broken][0]:g}. Take interval='student_t' or 'normal'."
+        )
     return max(len(counts), padded_size(int(np.ceil(np.sum(counts)))))

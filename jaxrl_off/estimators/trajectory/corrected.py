@@ -103,9 +103,11 @@ def magic(
     steps, from `g_{-1}`, the direct method, to `g_{T-1}`, the weighted doubly robust one. Omega is the covariance of the g_j,
     from trajectories' contributions; b_j the distance of g_j from the 90 % percentile interval of `g_{T-1}`.
 
-    x is found from the data once: standard error and interval are those of the mixture as it is. COBS, which the STAR paper's
-    baselines come from, has the elementwise square of b in the place of the outer product, and a covariance that lacks a
-    factor of n; neither is followed.
+    x is found from the data once, and the standard error is that of the mixture as it is: next to nothing where x trusts
+    the direct method, however wrong Q may be. What the data say against Q they say by `g_{T-1}` alone. So the interval is
+    that of `weighted_doubly_robust`, stretched to the value where this is outside: it covers no less often. The paper has
+    none. COBS, which the STAR paper's baselines come from, has the elementwise square of b in the place of the outer
+    product, and a covariance that lacks a factor of n; neither is followed.
 
     Args:
         trajectories: as in `doubly_robust`.
@@ -173,7 +175,7 @@ def double_reinforcement_learning(
         if common.is_concrete(ratios) and bool(jnp.any(ratios < 0)):
             raise ValueError("marginal_ratio must not be negative: it is a ratio of probabilities.")
         log_weight = common.held(jnp.log(ratios), steps.mask)
-        size = common.resample_size(counts)
+        size = common.resample_size(counts, drawn=checked.drawn)
         return _run(steps, log_weight, q, v, form=means.CORRECTED, mixed=(), settings=checked, size=size)
 
 
@@ -276,12 +278,15 @@ def _estimate(
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
         q, v = common.column_of("q", q, steps), common.column_of("v", v, steps)
         if known is not None:
-            # errors of Q, which weights multiply, may have either sign
-            errors = known.range and (known.range[0] - known.range[1], known.range[1] - known.range[0])
+            errors = None
+            if known.range is not None:
+                # errors of Q, which weights multiply, may have either sign
+                low, high = bounds.check_range(known.name, known.range)
+                errors = (low - high, high - low)
             bounds.check_known(known._replace(range=errors), clip, checked, counts)
             limits = None if known.range is None else _limits(steps, q, v, known, window, clip)
         log_weight = common.log_weights(steps, window=window, clip=clip)
-        size = common.resample_size(counts)
+        size = common.resample_size(counts, drawn=checked.drawn or bool(mixed))
         return _run(steps, log_weight, q, v, limits, form=form, mixed=mixed, settings=checked, size=size)
 
 
@@ -298,12 +303,17 @@ def _run(
     settings: Settings,
     size: int | None,
 ) -> Estimate:
-    found = {}
-    if mixed:
-        x = _mixture(steps, log_weight, q, v, mixed, settings, size)
-        found = {"direct_share": x[0], "corrected_share": x[-1]}
-        statistic = _magic(steps, log_weight, q, v, mixed, x)
-    else:
-        statistic = means.statistic_of(form, steps, log_weight, q, v)
-    shared = dict(diagnostics=found, size=size, limits=limits)
-    return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, **shared)
+    statistic = means.statistic_of(form, steps, log_weight, q, v)
+    estimate = common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, size=size, limits=limits)
+    if not mixed:
+        return estimate
+    x = _mixture(steps, log_weight, q, v, mixed, settings, size)
+    found = {"direct_share": x[0], "corrected_share": x[-1]}
+    statistic, alone = _magic(steps, log_weight, q, v, mixed, x), settings._replace(level=None)
+    mixture = common.estimate_statistic(statistic, steps, log_weight[:, -1], alone, diagnostics=found)
+    if settings.level is None:
+        return mixture
+    known = jnp.isfinite(mixture.value)
+    lower = jnp.where(known, jnp.minimum(estimate.lower, mixture.value), -jnp.inf)
+    upper = jnp.where(known, jnp.maximum(estimate.upper, mixture.value), jnp.inf)
+    return mixture._replace(lower=lower, upper=upper)

@@ -114,7 +114,7 @@ def star(
     checked = common.settings_of(**{name: keywords.pop(name) for name in Settings._fields if name in keywords})
     with common.float64(trajectories, target_log_prob, states, keywords):
         inputs, form = inputs_of(trajectories, target_log_prob, states, num_states, **keywords)
-        size = common.resample_size(keywords.get("counts"))
+        size = common.resample_size(keywords.get("counts"), drawn=checked.drawn)
         return _run(inputs, window=checked_windows([window])[0], form=form, settings=checked, size=size)
 
 

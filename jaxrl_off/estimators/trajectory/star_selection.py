@@ -104,7 +104,7 @@ def star_candidates(
         raise ValueError(f"resamples must be at least 2, got {resamples}.")
     with common.float64(trajectories, target_log_prob, states, keywords):
         inputs, form = inputs_of(trajectories, target_log_prob, states, num_states, grid=True, **keywords)
-        size = common.resample_size(keywords.get("counts"))
+        size = common.resample_size(keywords.get("counts"), drawn=True)
         options = dict(windows=checked_windows(windows), form=form, resamples=resamples, size=size)
         return _candidates(inputs, jax.random.key(seed), **options)
 

@@ -70,7 +70,7 @@ ESTIMATORS: dict[str, Method] = {
     "el": Method(
         weighted.empirical_likelihood,
         ("target_log_prob", "return_range", "weight_max"),
-        ("discount", "counts", "level", "sides", "calibration"),
+        ("discount", "counts", "level", "sides", "calibration", "floor"),
     ),
     "dm": Method(corrected.direct_method, ("v",), _STATISTIC),
     "dr": Method(corrected.doubly_robust, ("target_log_prob", "q", "v"), (*_RATIOS, "value_range", "weight_max")),
@@ -89,7 +89,7 @@ ESTIMATORS: dict[str, Method] = {
         (*_RATIOS, "horizon_exit", "discounted_counts", "normalisation", "termination", "final_states", "smoothing"),
     ),
     "model": Method(tabular.model_based, ("target_policy",), (*_TABLE, "unseen")),
-    "mis": Method(tabular_occupancy.marginalised_is, ("target_policy",), _STATISTIC),
+    "mis": Method(tabular_occupancy.marginalised_is, ("target_policy",), (*_STATISTIC, "target_log_prob")),
     "mwl": Method(tabular_occupancy.minimax_weight, ("target_policy", "discount"), _TABLE),
     "dual_dice": Method(tabular_occupancy.dual_dice, ("target_policy", "discount"), _TABLE),
     "gen_dice": Method(tabular_occupancy.gen_dice, ("target_policy", "discount"), _TABLE),

@@ -82,7 +82,9 @@ def model_based(
     with common.float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = tables.tabular_steps_of(trajectories, target_policy, **options)
-        return tables.run(columns, method=method, settings=checked, size=common.resample_size(counts))
+        return tables.run(
+            columns, method=method, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+        )
 
 
 def tabular_q(
@@ -103,15 +105,22 @@ def tabular_q(
 
     Returns:
         `float64[S, A]`, of which `sum_s,a eta(s) pi_e(a|s) Q(s, a)` is the value of `model_based`. Unseen pairs have
-        V(s), or with "zero" 0.
+        V(s), or with "zero" 0. Under `jax.jit` NaN in the place of the last error.
 
     Raises:
-        ValueError: for data or a policy that cannot be meant.
+        ValueError: for data or a policy that cannot be meant, or a state without a value (see `model_based`).
     """
     average = _model_method(unseen) is _average_model
     with common.float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
-        return _q_table(tables.tabular_steps_of(trajectories, target_policy, **options), average)
+        table = _q_table(tables.tabular_steps_of(trajectories, target_policy, **options), average)
+        if common.is_concrete(table) and bool(jnp.any(jnp.isnan(table))):
+            state = int(np.argwhere(np.isnan(np.asarray(table)))[0, 0])
+            raise ValueError(
+                f"from state {state} the target never gets to an exit, so that at a discount of 1 there is no Q; give a "
+                "discount below 1, or horizon_exit=True."
+            )
+        return table
 
 
 def q_regression(trajectories: Trajectories, target_policy: Any, *, discount: float = 1.0, counts: Any = None) -> Array:
@@ -137,7 +146,7 @@ def q_regression(trajectories: Trajectories, target_policy: Any, *, discount: fl
     """
     with common.float64(trajectories, target_policy, discount, counts):
         columns = tables.tabular_steps_of(trajectories, target_policy, discount=discount, counts=counts)
-        return _regressed(tables.with_ratios(columns, trajectories, None))
+        return _regressed(tables.with_ratios(columns, trajectories))
 
 
 def mrdr(
@@ -179,7 +188,7 @@ def mrdr(
             raise ValueError(
                 f"behaviour_policy has shape {behaviour.shape}, target_policy {columns.policy.shape}; both are [S, A]."
             )
-        return _least_variance(tables.with_ratios(columns, trajectories, behaviour))
+        return _least_variance(tables.with_ratios(columns, trajectories, behaviour_policy=behaviour))
 
 
 def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> ActionValues:
@@ -258,8 +267,9 @@ def _table(columns: TabularSteps, values: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _q_table(columns: TabularSteps, average: bool) -> Array:
-    values, _ = _solved(columns, columns.steps.counts, average)
-    following = columns.discount * columns.continues * values[columns.successors]
+    values, lengths = _solved(columns, columns.steps.counts, average)
+    values = jnp.where((lengths > 0) & (lengths < _LONGEST), values, jnp.nan)
+    following = jnp.where(columns.continues > 0, columns.discount * values[columns.successors], 0.0)
     total, visits = _table(columns, columns.used * (columns.steps.rewards + following)), _table(columns, columns.used)
     return jnp.where(visits > 0, common.ratio(total, visits), values[:, None] if average else 0.0)
 

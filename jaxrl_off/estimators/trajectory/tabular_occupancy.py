@@ -41,6 +41,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.estimators.trajectory import tabular_steps as tables
@@ -54,7 +55,13 @@ Found = tuple[Array, Array, dict[str, Array]]
 
 
 def marginalised_is(
-    trajectories: Trajectories, target_policy: Any, *, discount: float = 1.0, counts: Any = None, **settings: Any
+    trajectories: Trajectories,
+    target_policy: Any,
+    *,
+    target_log_prob: Any = None,
+    discount: float = 1.0,
+    counts: Any = None,
+    **settings: Any,
 ) -> Estimate:
     """Marginalised importance sampling, `sum_t gamma^t sum_s d_t(s) r_t(s)` with the target's state marginals d_t.
 
@@ -68,6 +75,8 @@ def marginalised_is(
     Args:
         trajectories: as in `tabular_steps`, with behaviour log-probabilities.
         target_policy: `float[S, A]`, pi_e(a|s).
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t), or None for that of the table. Give it where states are cells of
+            an abstraction, within which pi_e varies; of the table nothing but S is looked at then, and actions are not.
         discount: gamma in [0, 1].
         counts: `float[n]`, how often each trajectory counts, or None for once.
         **settings: `level` and the further ones of `weighted.pdis`.
@@ -83,10 +92,15 @@ def marginalised_is(
     Importance Sampling", NeurIPS 2019. Written from the project's notes on it; nothing is clipped or projected.
     """
     checked = common.settings_of(**settings)
-    with common.float64(trajectories, target_policy, discount, counts):
+    with common.float64(trajectories, target_policy, target_log_prob, discount, counts):
+        if target_log_prob is not None:
+            target_policy = jnp.ones((len(tables.policy_of("target_policy", target_policy)), 1))
+            trajectories = trajectories._replace(actions=np.zeros(jnp.shape(trajectories.rewards), np.int32))
         columns = tables.tabular_steps_of(trajectories, target_policy, discount=discount, counts=counts)
-        columns = tables.with_ratios(columns, trajectories, None)
-        return tables.run(columns, method=_marginalised, settings=checked, size=common.resample_size(counts))
+        columns = tables.with_ratios(columns, trajectories, target_log_prob=target_log_prob)
+        return tables.run(
+            columns, method=_marginalised, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+        )
 
 
 def minimax_weight(trajectories: Trajectories, target_policy: Any, **keywords: Any) -> Estimate:
@@ -203,9 +217,8 @@ def _marginalised(columns: TabularSteps, counts: Array) -> Found:
 def _transition(columns: TabularSteps, counts: Array, visits: Array) -> Array:
     """P(s'|s, a), `float64[S A, S]`; exits are missing mass, and unseen pairs have none."""
     size = len(columns.policy)
-    flow = tables.summed(
-        counts[:, None] * columns.continues, columns.pairs * size + columns.successors, visits.size * size
-    )
+    place = columns.pairs.astype(jnp.int64) * size + columns.successors
+    flow = tables.summed(counts[:, None] * columns.continues, place, visits.size * size)
     return common.ratio(flow.reshape(-1, size), visits.reshape(-1, 1))
 
 
@@ -365,4 +378,6 @@ def _estimate(
     with common.float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = tables.tabular_steps_of(trajectories, target_policy, **options)
-        return tables.run(columns, method=method, settings=checked, size=common.resample_size(counts))
+        return tables.run(
+            columns, method=method, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+        )

@@ -109,16 +109,24 @@ def tabular_steps_of(
     )
 
 
-def with_ratios(columns: TabularSteps, trajectories: Trajectories, behaviour_policy: Array | None) -> TabularSteps:
-    """The columns with importance ratios, to `behaviour_policy` or, where that is None, to the logged probabilities.
+def with_ratios(
+    columns: TabularSteps,
+    trajectories: Trajectories,
+    *,
+    behaviour_policy: Array | None = None,
+    target_log_prob: Any = None,
+) -> TabularSteps:
+    """The columns with importance ratios, of tables, or where these are None of what was logged and of the policy.
 
     Raises:
         ValueError: if behaviour probabilities are missing, or 0 for what was logged.
     """
     if behaviour_policy is not None:
         trajectories = trajectories._replace(behaviour_log_prob=_log_prob(behaviour_policy, columns))
+    if target_log_prob is None:
+        target_log_prob = _log_prob(columns.policy, columns)
     settings = dict(discount=columns.discount, counts=columns.steps.counts)
-    return columns._replace(steps=common.steps_of(trajectories, _log_prob(columns.policy, columns), **settings))
+    return columns._replace(steps=common.steps_of(trajectories, target_log_prob, **settings))
 
 
 def _log_prob(policy: Array, columns: TabularSteps) -> Array:
@@ -176,7 +184,8 @@ def system_of(columns: TabularSteps, counts: Array, policy: Array) -> tuple[Arra
     size = len(policy)
     weights = columns.used * common.ratio(policy, visits_of(columns, counts)).reshape(-1)[columns.pairs]
     flow = counts[:, None] * weights * columns.continues
-    transition = summed(flow, columns.states * size + columns.successors, size * size).reshape(size, size)
+    place = columns.states.astype(jnp.int64) * size + columns.successors
+    transition = summed(flow, place, size * size).reshape(size, size)
     return jnp.eye(size) - columns.discount * transition, weights
 
 

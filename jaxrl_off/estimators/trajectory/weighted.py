@@ -145,6 +145,7 @@ def empirical_likelihood(
     level: float | None = None,
     sides: str = "two",
     calibration: str = "f",
+    floor: float = 10.0,
 ) -> Estimate:
     """Empirical likelihood over trajectories: `E_Q[w_T G]` where Q is the likeliest law with `E_Q[w_T] = 1`.
 
@@ -161,21 +162,26 @@ def empirical_likelihood(
         level: of confidence, or None.
         sides: "two", "lower" or "upper".
         calibration: "f", "chi2" or "finite_sample".
+        floor: as in `pdis`.
 
     Returns:
-        An `Estimate`; diagnostics as in `estimators.bandit`.
+        An `Estimate`; diagnostics as in `estimators.bandit`, and `behaviour_estimated` and `below_floor`.
 
     Raises:
         ValueError: for data or settings that cannot be meant.
     """
+    checked = common.settings_of(level=level, sides=sides, floor=floor)
     with common.float64(trajectories, target_log_prob, counts):
         steps = common.steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
         weights = common.weights_of(common.log_weights(steps)[:, -1])
         returns = jnp.sum(steps.discounts * steps.rewards, axis=1)
         settings = dict(weight_range=(0.0, weight_max), reward_range=return_range, level=level, sides=sides)
         found = bandit_empirical_likelihood(weights, returns, counts=steps.counts, calibration=calibration, **settings)
-        estimated = {"behaviour_estimated": common.weighted_mean(steps.counts, steps.estimated)}
-        return found._replace(diagnostics=found.diagnostics | estimated)
+        told = {
+            "behaviour_estimated": common.weighted_mean(steps.counts, steps.estimated),
+            "below_floor": (found.effective_sample_size < checked.floor).astype(weights.dtype),
+        }
+        return found._replace(diagnostics=found.diagnostics | told)
 
 
 def _estimate(
@@ -198,7 +204,9 @@ def _estimate(
         if known is not None:
             bounds.check_known(known, clip, checked, counts)
             limits = None if known.range is None else _limits(form, steps, known, window, clip)
-        shared = dict(form=form, window=window, settings=checked, size=common.resample_size(counts))
+        shared = dict(
+            form=form, window=window, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+        )
         return _run(steps, clip, truncation, limits, **shared)
 
 

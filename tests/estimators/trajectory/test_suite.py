@@ -49,9 +49,7 @@ def one_hot(state):
 def by_hand(logged, target, given):
     """Every estimator by its own function."""
     q, v, table = given["q"], given["v"], given["target_policy"]
-    occupancy = dict(
-        mis="marginalised_is", mwl="minimax_weight", dual_dice="dual_dice", gen_dice="gen_dice", best_dice="best_dice"
-    )
+    occupancy = dict(mwl="minimax_weight", dual_dice="dual_dice", gen_dice="gen_dice", best_dice="best_dice")
     likelihood = {name: given[name] for name in ("return_range", "weight_max")}
     return {
         "naive": weighted.naive(logged, **OPTIONS),
@@ -71,6 +69,7 @@ def by_hand(logged, target, given):
         ),
         "star": star.star(logged, target, given["states"], 3, window=2, **OPTIONS),
         "model": tabular.model_based(logged, table, **OPTIONS),
+        "mis": tabular_occupancy.marginalised_is(logged, table, target_log_prob=target, **OPTIONS),
         **{name: getattr(tabular_occupancy, f)(logged, table, **OPTIONS) for name, f in occupancy.items()},
     }
 

@@ -394,6 +394,31 @@ def test_zero_ratios_and_long_products_leave_no_nan():
         assert np.isfinite(np.asarray(q)).all()
 
 
+def test_marginalised_is_by_log_probabilities():
+    """Of the table's policy they are what the table gives; of another one, what a loop gives, for continuous actions, too."""
+    data, _, target = simulated()
+    states, actions = np.where(data.mask, data.observations, 0), np.where(data.mask, data.actions, 0)
+    options = dict(discount=GAMMA, level=0.9)
+    expected = ratios.marginalised_is(data, target, **options)
+    logged = np.where(data.mask, np.log(target[states, actions]), np.nan)
+    found = ratios.marginalised_is(data, np.full((STATES, 1), 1.0), target_log_prob=logged, **options)
+    np.testing.assert_allclose(found[:5], expected[:5], rtol=1e-12)
+    steps = np.random.default_rng(0).normal(size=data.mask.shape)
+    ratio = np.where(data.mask, np.exp(steps), 0.0)
+    marginal, value = np.bincount(states[:, 0], minlength=STATES) / 40, 0.0
+    for t in range(6):
+        here = np.eye(STATES)[states[:, t]] * data.mask[:, [t]]
+        visits = np.maximum(here.sum(0), 1.0)
+        rewards = np.where(data.mask[:, t], data.rewards[:, t], 0.0)
+        value += GAMMA**t * marginal @ ((rewards * ratio[:, t]) @ here / visits)
+        if t < 5:
+            following = np.eye(STATES)[states[:, t + 1]] * data.mask[:, [t + 1]]
+            marginal = marginal @ ((ratio[:, [t]] * here).T @ following / visits[:, None])
+    free = data._replace(actions=np.zeros((40, 6, 2)))
+    found = ratios.marginalised_is(free, target, target_log_prob=data.behaviour_log_prob + steps, discount=GAMMA)
+    assert float(found.value) == pytest.approx(value, rel=1e-12)
+
+
 def test_values_on():
     data, _, target = simulated()
     table = np.random.default_rng(0).normal(size=(STATES, ACTIONS))
@@ -430,6 +455,10 @@ def test_model_is_monte_carlo_where_there_is_nothing_to_weight():
     lost = tabular.model_based(wandering, np.ones((3, 1)), horizon_exit=False)
     assert np.isnan(float(lost.value))
     assert np.isinf(float(lost.standard_error))
+    with pytest.raises(ValueError, match="from state 0 the target never gets to an exit"):
+        tabular.tabular_q(never, [[1.0]], horizon_exit=False)
+    with pytest.raises(ValueError, match="discount below 1"):
+        tabular.tabular_q(wandering, np.ones((3, 1)), horizon_exit=False)
     discounted = tabular.model_based(never, [[1.0]], horizon_exit=False, discount=0.5, level=0.9)
     assert float(discounted.value) == pytest.approx(2.0, rel=1e-14)
 

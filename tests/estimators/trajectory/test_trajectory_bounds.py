@@ -174,6 +174,15 @@ def test_clip_gives_a_largest_weight():
     assert float(found.upper - found.value) == pytest.approx(width, rel=1e-12)
 
 
+def test_ranges_may_be_arrays():
+    data = jax.tree.map(lambda x: x[0], sampled(1, 40))
+    for method, known in KNOWN.values():
+        options = dict(discount=DISCOUNT, level=0.9, interval="hoeffding")
+        as_array = {name: np.asarray(value) for name, value in known.items()}
+        found, expected = (method(data, target(data), **options, **given) for given in (as_array, known))
+        assert float(found.lower) == float(expected.lower)
+
+
 def test_truncated_means_are_of_truncated_terms():
     data = jax.tree.map(lambda x: x[0], sampled(1, 40))
     found = weighted.trajectory_is(data, target(data), discount=DISCOUNT, truncation=1.5)
@@ -223,6 +232,7 @@ def test_anderson_against_its_definition():
         ("pdis", dict(reward_range=(0.0, 0.5), weight_max=30.0), "reward_range is what can be"),
         ("pdis", dict(reward_range=(1.0, 0.5), weight_max=30.0), "low < high"),
         ("doubly_robust", dict(value_range=(0.35, 3.0), weight_max=30.0), "value_range is what can be"),
+        ("doubly_robust", dict(value_range=(1.0, 0.0), weight_max=30.0), r"low < high, got \(1.0, 0.0\)"),
         ("pdis", dict(KNOWN["pdis"][1], interval="betting", counts=np.full(40, 2)), "counts must be 0 or 1"),
         ("wis", dict(), "for means of terms of known range"),
         ("cwpdis", dict(weight_max=30.0, interval="student_t"), "unknown settings weight_max"),

@@ -87,7 +87,9 @@ def test_golden_numbers():
     assert float(found["wis"].diagnostics["below_floor"]) == 1.0
 
 
-@pytest.mark.parametrize(("window", "clip"), [(None, None), (0, None), (2, None), (6, None), (None, 1.2), (3, 1.2)])
+@pytest.mark.parametrize(
+    ("window", "clip"), [(None, None), (0, None), (2, None), (6, None), (None, 1.2), (3, 1.2), (None, 0.7)]
+)
 def test_estimates_are_those_of_a_loop(window, clip):
     data, log_ratio, q, v = simulated()
     counts = np.random.default_rng(1).integers(0, 3, 40).astype(float)
@@ -221,6 +223,40 @@ def test_magic_mixes_from_the_direct_method_to_the_corrected_one():
     assert float(near.diagnostics["direct_share"]) > 0.99
 
 
+@pytest.mark.parametrize("interval", ["student_t", "bootstrap"])
+@pytest.mark.parametrize("sides", ["two", "lower", "upper"])
+def test_magics_interval_is_that_of_the_corrected_end_and_holds_the_value(interval, sides):
+    """The direct method varies not at all here: its own interval would be a point, whatever Q is."""
+    data, log_ratio, q, v = simulated(n=200)
+    options = dict(level=0.9, interval=interval, sides=sides, resamples=200)
+    ends = corrected.weighted_doubly_robust(data, log_ratio, 0 * q, np.full_like(v, 1.0), **options)
+    outside = float(ends.value) + np.array([0.0, -40.0, 40.0])
+    for constant in outside:
+        first = np.where(np.arange(6) == 0, constant, 0.0) + 0 * q
+        found = corrected.magic(data, log_ratio, first, first, lengths=2, **options)
+        wide = corrected.weighted_doubly_robust(data, log_ratio, first, first, **options)
+        share = float(found.diagnostics["direct_share"])
+        value = share * constant + (1 - share) * float(wide.value)
+        assert float(found.value) == pytest.approx(value)
+        np.testing.assert_allclose(found.lower, min(float(wide.lower), value), rtol=1e-9)
+        np.testing.assert_allclose(found.upper, max(float(wide.upper), value), rtol=1e-9)
+        assert float(found.standard_error) == pytest.approx((1 - share) * float(wide.standard_error), rel=1e-6)
+
+
+def test_magics_interval_holds_a_value_outside_the_corrected_one(monkeypatch):
+    data, log_ratio, q, v = simulated(n=200)
+    wide = corrected.weighted_doubly_robust(data, log_ratio, q, v, level=0.9)
+    first = float(corrected.direct_method(data, v).value)
+    assert not float(wide.lower) < first < float(wide.upper)
+    monkeypatch.setattr(corrected, "_mixture", lambda *arguments: jnp.array([1.0, 0.0]))
+    jax.clear_caches()
+    found = corrected.magic(data, log_ratio, q, v, lengths=2, level=0.9)
+    jax.clear_caches()
+    ends = np.sort([float(wide.lower), float(wide.upper), first])[[0, 2]]
+    assert float(found.value) == pytest.approx(first)
+    np.testing.assert_allclose([found.lower, found.upper], ends, rtol=1e-9)
+
+
 def test_magic_is_the_written_out_programme():
     """g, Omega and b by loops, with the interval that the bootstrap gave, and the quadratic programme by scipy."""
     from scipy.optimize import minimize
@@ -300,6 +336,10 @@ def test_empirical_likelihood_takes_trajectories_for_decisions():
         weights, returns, weight_range=(0.0, ranges["weight_max"]), reward_range=(-20.0, 20.0), level=0.9
     )
     np.testing.assert_allclose([found.value, found.lower], [expected.value, expected.lower], rtol=1e-9)
+    effective = float(found.effective_sample_size)
+    for floor, below in ((effective - 0.1, 0.0), (effective + 0.1, 1.0)):
+        found = weighted.empirical_likelihood(data, log_ratio, floor=floor, **ranges)
+        assert float(found.diagnostics["below_floor"]) == below
 
 
 def test_transformations():
@@ -384,6 +424,10 @@ def test_coverage_of_a_long_log():
         ({}, dict(clip=0.0), "clip must be positive"),
         ({}, dict(resamples=0), "resamples"),
         ({}, dict(size=3), "unknown settings size"),
+        ({}, dict(floor=-1.0), "floor must be"),
+        ({}, dict(discount=np.full(3, 0.9)), "one number for all"),
+        ({}, dict(counts=np.full(4, 0.5), level=0.9, interval="bootstrap"), "whole numbers for them; row 0 has 0.5"),
+        ({}, dict(counts=np.full(4, 0.5), level=0.9, interval="bca"), "Take interval='student_t'"),
     ],
 )
 def test_what_cannot_be_meant(change, options, message):
@@ -401,6 +445,8 @@ def test_columns_that_do_not_fit():
         corrected.doubly_robust(data, log_ratio, np.nan * q, v)
     with pytest.raises(ValueError, match="lengths"):
         corrected.magic(data, log_ratio, q, v, lengths=1)
+    with pytest.raises(ValueError, match="whole numbers"):
+        corrected.magic(data, log_ratio, q, v, counts=np.full(40, 0.5))
     with pytest.raises(ValueError, match="target_log_prob has shape"):
         weighted.wis(data, log_ratio[:, :2])
     assert common.settings_of().interval == "student_t"
