@@ -1,14 +1,29 @@
 """`jaxrl-off collect --kind trajectories` and `estimate trajectories`, on one short run that is judged by its own data."""
 
+import dataclasses
+import importlib
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxrl_off import cli, training
 from jaxrl_off.data import trajectories
 from jaxrl_off.data.behaviour import clone_behaviour
-from jaxrl_off.estimators.trajectory import linear_q, transitions, weighted
+from jaxrl_off.estimators.trajectory import (
+    abstractions,
+    linear_q,
+    tabular,
+    tabular_occupancy,
+    traces,
+    transitions,
+    weighted,
+)
+from jaxrl_off.types import Trajectories
+
+command = importlib.import_module("jaxrl_off.cli.estimate_trajectories")  # the package has the function of that name
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +41,7 @@ def test_a_policy_judged_by_its_own_data(recorded, capsys):
     """All ratios are 1, so that every estimate is the mean return."""
     folder, run, data = recorded
     output = folder / "own.json"
-    names = "naive,is,pdis,wis,cwpdis,el,star"
+    names = "naive,is,pdis,wis,cwpdis,el,mis,star"
     arguments = ["--return-range", "0", "40"]
     arguments += ["--policy", str(run), "--estimators", names, "--level", "0.9", "--output", str(output)]
     assert cli.main(["estimate", "trajectories", str(data), *arguments]) == 0
@@ -69,6 +84,79 @@ def test_fitted_values_and_a_model(recorded):
     expected = linear_q.linear_q_evaluation(read, target, level=0.95)
     assert rows["fqe"]["value"] == pytest.approx(float(expected.value), rel=1e-9)
     assert rows["fqe"]["upper"] == pytest.approx(float(expected.upper), rel=1e-9)
+
+
+def test_traces_marginal_ratios_and_occupancies(recorded, capsys):
+    """With the arguments that the command says, they are the library's; marginal ratios of 1 give the mean return."""
+    folder, run, data = recorded
+    output = folder / "marginal.json"
+    names = "naive,retrace,mis,dice,model"
+    arguments = ["--policy", str(run), "--estimators", names, "--cells", "6", "--discount", "0.9", "--q", "quadratic"]
+    assert cli.main(["estimate", "trajectories", str(data), *arguments, "--output", str(output)]) == 0
+    rows = {row["estimator"]: row for row in json.loads(output.read_text())["rows"]}
+    assert list(rows) == names.split(",")
+    read = trajectories.load(data)
+    returns = np.sum(read.rewards * read.mask * 0.9 ** np.arange(40), axis=1)
+    for name in ("naive", "mis"):
+        assert rows[name]["value"] == pytest.approx(returns.mean(), rel=1e-4)
+    policy = training.policy_functions(*parts_of(run))
+    target = transitions.target_actions(read, policy.log_prob, num_actions=2)
+    options = dict(discount=0.9, level=0.95)
+    expected = {"retrace": traces.trace_evaluation(read, target, features="quadratic", **options)}
+    phi = abstractions.k_means(
+        jax.random.split(jax.random.key(0), 3)[1], read.observations, 6, mask=read.mask, standardise=True
+    )
+    cells, chances = np.asarray(phi(read.observations)), np.asarray(target.weights)[:, :-1]
+    table = np.stack([chances[read.mask & (cells == cell)].mean(axis=0) for cell in range(6)])
+    table /= table.sum(axis=1, keepdims=True)
+    counted = read._replace(observations=cells, final_observation=None)
+    expected["dice"] = tabular_occupancy.gen_dice(counted, table, **options)
+    expected["model"] = tabular.model_based(counted, table, **options)
+    for name, estimate in expected.items():
+        for field in ("value", "lower", "upper"):
+            assert rows[name][field] == pytest.approx(float(getattr(estimate, field)), rel=1e-5), name
+    assert rows["dice"]["value"] == pytest.approx(rows["model"]["value"], rel=1e-2)
+    # no number is taken from an earlier run
+    output.unlink()
+    assert cli.main(["estimate", "trajectories", str(data), *arguments, "--output", str(output)]) == 2
+    assert "marginal.png" in capsys.readouterr().err
+
+
+def test_occupancies_of_continuous_actions_are_linear():
+    """Through the functions of the command, as no run with continuous actions is short."""
+    random = np.random.default_rng(0)
+    mask, end = np.ones((20, 5), bool), np.arange(5) == 4 + np.zeros((20, 1))
+    observations, actions = random.normal(size=(20, 5, 2)), random.normal(size=(20, 5, 1))
+    logged = -0.5 * actions[..., 0] ** 2
+    read = Trajectories(observations, actions, random.random((20, 5)), logged, mask, end, ~mask, observations[:, 0])
+    policy = training.PolicyFunctions(
+        act=lambda key, seen: (jax.random.normal(key, (len(seen), 1)), np.zeros(len(seen))),
+        log_prob=lambda seen, action: -0.5 * action[..., 0] ** 2,
+    )
+    options = command.EstimateTrajectories(Path("x"), Path("y"), discount=0.9, cells=4, q="quadratic")
+    names = ["naive", "dice", "mis", "retrace"]
+    found = command._estimates(options, names, read, policy, None)
+    mean = float(found["naive"].value)
+    assert float(found["mis"].value) == pytest.approx(mean, rel=1e-9)
+    assert "rank" in found["dice"].diagnostics
+    assert float(found["dice"].value) == pytest.approx(mean, rel=0.3)
+    assert float(found["retrace"].value) == pytest.approx(mean, rel=0.3)
+    with pytest.raises(ValueError, match="model is for discrete actions"):
+        command._estimates(options, ["model"], read, policy, None)
+    with pytest.raises(ValueError, match="dice of continuous actions is linear"):
+        command._estimates(dataclasses.replace(options, q="mlp"), ["dice"], read, policy, None)
+
+
+def test_integer_states_are_cells():
+    options = command.EstimateTrajectories(Path("x"), Path("y"), cells=2)
+    mask = np.array([[True, True, False], [True, True, True]])
+    states = np.array([[5, 0, 99], [3, 1, 4]])
+    read = Trajectories(states, None, np.ones((2, 3)), None, mask, ~mask, ~mask, None)
+    cells, number = command._cells(options, read, jax.random.key(0))
+    assert number == 6
+    np.testing.assert_array_equal(cells, [[5, 0, 0], [3, 1, 4]])
+    _, number = command._cells(options, read._replace(observations=states + 0.5), jax.random.key(0))
+    assert number == 2
 
 
 def parts_of(run):
@@ -157,6 +245,25 @@ def test_few_effective_trajectories_are_told(recorded, capsys):
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "sorcery"], "choose from naive"),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "el"], "--return-range"),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--clone-behaviour", "logistic"], "leave --clone"),
+        (
+            ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "sorcery"],
+            "retrace, model, mis, dice",
+        ),
+        (["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", ","], "(none)"),
+        (
+            ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "dice"],
+            "dice needs --discount below 1",
+        ),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--level", "95"], "level must be between 0 and 1"),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--discount", "2"], "--discount must be in [0, 1]"),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--interval", "exact"], "interval must be one of"),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--folds", "1"], "--folds must be at least 2"),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--cells", "0"], "--cells must be at least 1"),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN"], "nowhere"),
+        (
+            ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "retrace", "--q", "mlp"],
+            "retrace has a closed form alone",
+        ),
         (["estimate", "trajectories", "DATA", "--policy", "NOWHERE"], "holds no run"),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--behaviour-log-prob", "x"], "hdf5"),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--output", "x.txt"], "must end in .json"),

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from jaxrl_off.training import PolicyFunctions
     from jaxrl_off.types import Array, Estimate, Trajectories
 
-# names of `estimators.trajectory.suite`
-ESTIMATORS = ("naive", "is", "pdis", "wis", "cwpdis", "el", "dm", "dr", "wdr", "magic", "fqe", "model", "star")
-_WITH_Q = ("dm", "dr", "wdr", "magic")
-_WITHOUT_RATIOS = ("naive", "dm", "fqe", "model")
+# names of `estimators.trajectory.suite`, and dice
+_WEIGHTED, _WITH_Q = ("naive", "is", "pdis", "wis", "cwpdis", "el"), ("dm", "dr", "wdr", "magic")
+ESTIMATORS = (*_WEIGHTED, *_WITH_Q, "fqe", "retrace", "model", "mis", "dice", "star")
+_WITHOUT_RATIOS = ("naive", "dm", "fqe", "model", "dice")
+_WITH_TARGET, _WITH_CELLS = (*_WITH_Q, "fqe", "retrace", "model", "dice"), ("model", "mis", "dice", "star")
 _MEMBERS = 10  # networks, each with its own resample, of whose values fqe takes the deviation
 
 
@@ -36,8 +37,10 @@ class EstimateTrajectories:
     """Directory of the run whose policy is judged, with sampled actions."""
     estimators: str = "naive,wis,cwpdis,wdr,fqe,star"
     """Names with commas between them. naive: the value of the policy that acted. is, pdis, wis, cwpdis: importance sampling.
-    el: empirical likelihood over trajectories. fqe: a fitted Q. dm, dr, wdr, magic: with a Q that is fitted to other
-    trajectories. model: a table of cells, for discrete actions. star: an abstract reward process."""
+    el: empirical likelihood over trajectories. fqe: a fitted Q. retrace: a Q fitted with truncated ratios. dm, dr, wdr,
+    magic: with a Q that is fitted to other trajectories. model: a table of cells, for discrete actions. mis: marginalised
+    importance sampling, of cells. dice: the ratio of discounted visits (GenDICE in closed form), of cells, or linear for
+    continuous actions; for discounts below 1. star: an abstract reward process."""
     level: float = 0.95
     """Of confidence."""
     discount: float = 1.0
@@ -51,9 +54,10 @@ class EstimateTrajectories:
     clip: float | None = None
     """Largest ratio of a step."""
     cells: int = 32
-    """Of star and model: k-means on standardised observations."""
+    """Of star, model, mis and dice: k-means on standardised observations; integer states are cells as they are."""
     q: Literal["linear", "quadratic", "mlp"] = "linear"
-    """What the Q of fqe, dm, dr, wdr and magic is: linear in observations, or in products of two of them, or a network."""
+    """What the Q of fqe, dm, dr, wdr and magic is: linear in observations, or in products of two of them, or a network; the
+    first two for retrace, and for dice of continuous actions."""
     folds: int = 2
     """Of dm, dr, wdr and magic: parts of the data, each with the Q of the others."""
     updates: int = 5000
@@ -76,14 +80,8 @@ class EstimateTrajectories:
 
 def estimate_trajectories(options: EstimateTrajectories) -> int:
     """Run the command."""
-    names = [name.strip() for name in options.estimators.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ESTIMATORS]
-    if unknown or not names:
-        raise ValueError(f"unknown estimators {', '.join(unknown) or '(none)'}; choose from {', '.join(ESTIMATORS)}.")
-    if "el" in names and options.return_range is None:
-        raise ValueError("el needs --return-range LOW HIGH, what discounted returns can be.")
-    if options.output is not None:
-        check_output(options.output)
+    names = list(dict.fromkeys(name.strip() for name in options.estimators.split(",") if name.strip()))
+    _check(options, names)
     trajectories = _read(options)
     policy, num_actions = _policy(options, trajectories)
     trajectories, note = _with_behaviour(options, names, trajectories, num_actions)
@@ -95,6 +93,31 @@ def estimate_trajectories(options: EstimateTrajectories) -> int:
         content["behaviour"] = note or "logged"
         write_results(options.output, content, rows, level=options.level)
     return 0
+
+
+def _check(options: EstimateTrajectories, names: list[str]) -> None:
+    """Refuse what cannot be meant before anything is read or fitted."""
+    from jaxrl_off.estimators.trajectory.common import settings_of
+
+    unknown = [name for name in names if name not in ESTIMATORS]
+    if unknown or not names:
+        raise ValueError(f"unknown estimators {', '.join(unknown) or '(none)'}; choose from {', '.join(ESTIMATORS)}.")
+    settings_of(level=options.level, interval=options.interval, resamples=options.resamples)
+    if not 0.0 <= options.discount <= 1.0:
+        raise ValueError(f"--discount must be in [0, 1], got {options.discount}.")
+    if "el" in names and options.return_range is None:
+        raise ValueError("el needs --return-range LOW HIGH, what discounted returns can be.")
+    if "dice" in names and options.discount == 1.0:
+        raise ValueError(
+            "dice needs --discount below 1: visits have no share otherwise. Take mis or model, or give one."
+        )
+    if "retrace" in names and options.q == "mlp":
+        raise ValueError("retrace has a closed form alone: take --q linear or quadratic for it, or leave it out.")
+    for name, least in (("folds", 2), ("cells", 1), ("updates", 1), ("action_samples", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}.")
+    if options.output is not None:
+        check_output(options.output)
 
 
 def _read(options: EstimateTrajectories) -> Trajectories:
@@ -164,7 +187,7 @@ def _estimates(
     import jax
     import numpy as np
 
-    from jaxrl_off.estimators.trajectory import abstractions, suite
+    from jaxrl_off.estimators.trajectory import suite
 
     log_prob = None
     if trajectories.behaviour_log_prob is not None:
@@ -175,23 +198,25 @@ def _estimates(
     given["weight_max"] = np.inf if options.weight_max is None else options.weight_max
     fit_key, cell_key, draw_key = jax.random.split(jax.random.key(options.seed), 3)
     found, target = {}, None
-    if any(name in (*_WITH_Q, "fqe", "model") for name in names):
+    if any(name in _WITH_TARGET for name in names):
         target = _target(options, trajectories, policy, num_actions, draw_key)
     if any(name in _WITH_Q for name in names):
         values = _cross_fitted(options, trajectories, target, fit_key)
         given |= dict(q=values.q, v=values.v)
     if "fqe" in names:
         found["fqe"] = _fqe(options, trajectories, target, fit_key, settings)
-    if "star" in names or "model" in names:
-        observations, mask = trajectories.observations, trajectories.mask
-        phi = abstractions.k_means(cell_key, observations, options.cells, mask=mask, standardise=True)
-        states = np.asarray(phi(observations))
-        given |= dict(states=states, num_states=phi.num_states)
-        if "model" in names:
-            found["model"] = _model(trajectories, states, phi.num_states, target, settings)
+    if "retrace" in names:
+        words = dict(target=target, features=options.q, **settings)
+        found |= suite.evaluate(trajectories, log_prob, estimators=["retrace"], **words)
+    if any(name in _WITH_CELLS for name in names):
+        states, num_states = _cells(options, trajectories, cell_key)
+        for name in ("model", "mis", "dice"):
+            if name in names:
+                found[name] = _by_cells(name, options, trajectories, states, num_states, target, log_prob, settings)
         if "star" in names:
-            given["window"] = 2 if options.window is None else options.window
-            found |= suite.evaluate(trajectories, log_prob, estimators=["star"], **given, **settings)
+            words = given | dict(states=states, num_states=num_states)
+            words["window"] = 2 if options.window is None else options.window
+            found |= suite.evaluate(trajectories, log_prob, estimators=["star"], **words, **settings)
     given["window"] = options.window
     rest = [name for name in names if name not in found]
     return found | (suite.evaluate(trajectories, log_prob, estimators=rest, **given, **settings) if rest else {})
@@ -251,22 +276,49 @@ def _network(options: EstimateTrajectories, **settings: Any) -> Any:
     return FittedQConfig(sizes=(64, 64), updates=options.updates, **settings)
 
 
-def _model(
-    trajectories: Trajectories, states: Any, num_states: int, target: TargetActions, settings: dict[str, Any]
-) -> Estimate:
-    """The counted model of cells, in each of which the policy is what it is on average over the steps there."""
+def _cells(options: EstimateTrajectories, trajectories: Trajectories, key: Array) -> tuple[Any, int]:
+    """The cell of every observation, and how many there are."""
     import numpy as np
 
-    from jaxrl_off.estimators.trajectory import tabular
+    from jaxrl_off.estimators.trajectory import abstractions
 
+    observations, mask = trajectories.observations, trajectories.mask
+    if observations.shape == mask.shape and observations.dtype.kind in "iu" and observations[mask].min() >= 0:
+        return np.where(mask, observations, 0).astype(np.int32), int(observations[mask].max()) + 1
+    phi = abstractions.k_means(key, observations, options.cells, mask=mask, standardise=True)
+    return np.asarray(phi(observations)), phi.num_states
+
+
+def _by_cells(
+    name: str,
+    options: EstimateTrajectories,
+    trajectories: Trajectories,
+    states: Any,
+    num_states: int,
+    target: TargetActions | None,
+    log_prob: Any,
+    settings: dict[str, Any],
+) -> Estimate:
+    """model, mis and dice with cells for states, in each of which the policy is what it is on average over the steps there."""
+    import numpy as np
+
+    from jaxrl_off.estimators.trajectory import linear_occupancy, tabular, tabular_occupancy
+
+    data = trajectories._replace(observations=states, final_observation=None)
+    if name == "mis":
+        sizes = np.ones((num_states, 1))  # ratios are those of log-probabilities, in which the policy is as it is
+        return tabular_occupancy.marginalised_is(data, sizes, target_log_prob=log_prob, **settings)
     if target.actions is not None:
-        raise ValueError("model is for discrete actions; take fqe or star.")
+        if name == "model":
+            raise ValueError("model is for discrete actions; take fqe, mis or star.")
+        if options.q == "mlp":
+            raise ValueError("dice of continuous actions is linear: take --q linear or quadratic, or leave it out.")
+        return linear_occupancy.gen_dice(trajectories, target, options.q, **settings)
     mask, weights = trajectories.mask, np.asarray(target.weights)[:, :-1]
     policy = np.full((num_states, weights.shape[-1]), 1e-12)  # cells without steps: nobody asks for them
     np.add.at(policy, states[mask], weights[mask])
     policy /= policy.sum(axis=1, keepdims=True)
-    data = trajectories._replace(observations=states, final_observation=None)
-    return tabular.model_based(data, policy, **settings)
+    return (tabular.model_based if name == "model" else tabular_occupancy.gen_dice)(data, policy, **settings)
 
 
 def _row(name: str, found: Estimate) -> dict[str, Any]:
@@ -294,6 +346,12 @@ def _print(options: EstimateTrajectories, rows: list[dict[str, Any]], note: str 
     )
     if note is not None:
         print(f"{note} Intervals take no notice of that.")
+    without = [row["estimator"] for row in rows if row["diagnostics"].get("finite") == 0.0]
+    if without:
+        print(
+            f"There is no value of {', '.join(without)}: weights are all 0, or the process that was fitted never ends. Log "
+            "more, give a --discount below 1, or take fewer --cells."
+        )
     few = [row["estimator"] for row in rows if row["effective_sample_size"] < 10]
     if few:
         print(
