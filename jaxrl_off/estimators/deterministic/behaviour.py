@@ -69,7 +69,9 @@ def estimate_behaviour_density(
             )
 
         def log_density(observations: Array, actions: Array) -> Array:
-            return _log_density(model, fitted, roots, jnp.asarray(member), flattened(observations), actions)
+            with common.float64(observations, actions):
+                rows = flattened(jnp.asarray(observations)), jnp.asarray(actions, jnp.float64)
+                return _log_density(model, fitted, roots, jnp.asarray(member), *rows)
 
         found = jnp.where(steps.mask, log_density(observations, actions), 0.0)
         changed = trajectories._replace(behaviour_log_prob=found, behaviour_estimated=np.ones(n, bool))

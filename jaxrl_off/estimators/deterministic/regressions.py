@@ -43,6 +43,9 @@ class LinearSieve:
         degree: of the polynomials in observation and action that q is linear in; all monomials up to it.
         ratio: "normal" or "polynomial", for the marginal ratio.
         ratio_degree: of polynomials in the observation.
+        ratio_tolerance: principal components of the observation whose variance is below this share of the largest one's are
+            left out of the normal ratio. They are nearly functions of the others (sines and cosines, differences), and what
+            normal laws say of them swamps all else.
         ridge: added to the covariance of the features.
         features: `inputs [O + A] -> [F]` in the place of the polynomials of q; no intercept is needed. Inputs are observations
             and actions in a row, less their mean and over their deviation in each step.
@@ -52,6 +55,7 @@ class LinearSieve:
     degree: int = _static(2)
     ratio: str = _static("normal")
     ratio_degree: int = _static(4)
+    ratio_tolerance: Any = 1e-3
     ridge: Any = 1e-8
     features: Callable[[Array], Array] | None = _static(None)
     ratio_features: Callable[[Array], Array] | None = _static(None)
@@ -126,7 +130,7 @@ def regression_of(model: LinearSieve | NetworkRegression, *, ratio: bool) -> Reg
     if isinstance(model, LinearSieve):
         given = model.ratio_features if ratio else model.features
         if ratio and given is None and model.ratio == "normal":
-            return _normal_ratio(model.ridge)
+            return _normal_ratio(model.ridge, model.ratio_tolerance)
         degree = model.ratio_degree if ratio else model.degree
         return _linear(given or _monomials(degree), model.ridge)
     if isinstance(model, NetworkRegression):
@@ -202,8 +206,8 @@ class _Exponent(NamedTuple):
     constant: Array
 
 
-def _normal_ratio(ridge: Any) -> Regression:
-    """`w(x) = N(x; m, C) / N(x; 0, B)`, B the covariance of standardised inputs, m and C moments with the targets for weights.
+def _normal_ratio(ridge: Any, tolerance: Any) -> Regression:
+    """`w = N(z; m, C) / N(z; 0, I)` in principal components z, white under the logs; m and C have the targets for weights.
 
     Targets are mu of the step before and its derivatives; what is predicted are w and its derivatives.
     """
@@ -216,20 +220,20 @@ def _normal_ratio(ridge: Any) -> Regression:
     def fit(fitted: Fitted, inputs: Array, targets: Array, weights: Array, key: Array) -> Fitted:
         mean, deviation = _moments(inputs, weights)
         x = (inputs - mean) / deviation
-
-        def law(shares: Array) -> tuple[Array, Array]:
-            centre = shares @ x
-            return centre, ((x - centre) * shares[:, None]).T @ (x - centre)
+        variances, directions = jnp.linalg.eigh((x * common.ratio(weights, jnp.sum(weights))[:, None]).T @ x)
+        kept = variances > jnp.maximum(tolerance * variances[-1], 1e-18)
+        whiten = directions * jnp.where(kept, 1.0 / jnp.sqrt(jnp.where(kept, variances, 1.0)), 0.0)
+        z, one = x @ whiten, jnp.eye(len(kept))
+        size = 1.0 + ridge  # variance of the logs, as ridge makes it
 
         def exponent(mass: Array) -> _Exponent:
             shares = common.ratio(weights * mass, weights @ mass)
-            ours, theirs = law(shares), law(common.ratio(weights, jnp.sum(weights)))
-            # what never varies must not be divided by its variance
-            extra = jnp.diag(jnp.where(jnp.diagonal(theirs[1]) > 1e-18, ridge, 1.0))
-            precision, other = (jnp.linalg.inv(covariance + extra) for _, covariance in (ours, theirs))
-            volume = jnp.linalg.slogdet(precision)[1] - jnp.linalg.slogdet(other)[1]
-            constant = 0.5 * (volume - ours[0] @ precision @ ours[0])
-            return _Exponent(0.5 * (other - precision), precision @ ours[0], constant)
+            centre = shares @ z
+            covariance = ((z - centre) * shares[:, None]).T @ (z - centre)
+            precision = jnp.linalg.inv(jnp.where(kept[:, None] & kept, covariance, one) + ridge * one)
+            volume = jnp.linalg.slogdet(size * precision)[1]
+            square = 0.5 * whiten @ (one / size - precision) @ whiten.T
+            return _Exponent(square, whiten @ precision @ centre, 0.5 * (volume - centre @ precision @ centre))
 
         found = exponent(targets[:, 0])
         slopes = jax.vmap(lambda slope: jax.jvp(exponent, (targets[:, 0],), (slope,))[1], 1, -1)(targets[:, 1:])

@@ -177,6 +177,13 @@ def test_behaviour_densities_are_recovered_and_marked(bandit):
         return float(det.evaluate(method, found.trajectories, policy, gain, smoothing, **options).value)
 
     np.testing.assert_allclose(slope.value, (value(1.0 + 1e-5) - value(1.0 - 1e-5)) / 2e-5, rtol=1e-5)
+    # a row's density is fitted to other rows
+    own = np.random.default_rng(0).permutation(np.arange(len(bandit.rewards)) % 2) == 0
+    moved = bandit._replace(actions=np.where(own[:, None, None], 3.0 * bandit.actions, bandit.actions))
+    other = det.estimate_behaviour_density(moved).log_density(bandit.observations, bandit.actions)
+    change = np.abs(other - found.trajectories.behaviour_log_prob)[:, 0]
+    np.testing.assert_allclose(change[own], 0.0, atol=1e-12)
+    assert np.median(change[~own]) > 0.1
     still = bandit._replace(actions=np.broadcast_to(bandit.observations, bandit.actions.shape))
     with pytest.raises(ValueError, match="do not vary given observations"):
         det.estimate_behaviour_density(still)
