@@ -1,35 +1,48 @@
-"""Fitted Q-evaluation with networks: regression of `r + gamma V(s')` on (s, a), V by a slowly moving copy of the network.
+"""Action values that are networks: fitted Q-evaluation and minimax Q learning, by their settings.
+
+Fitted Q-evaluation (`FittedQConfig`, the default) is regression of `r + gamma V(s')` on (s, a), V by a slowly moving copy:
 
 `min_theta sum (Q_theta(s_t, a_t) - r_t - gamma sum_m weight_m Q_theta'(s_{t+1}, a_m))^2`, with theta' a copy that moves
 towards theta at a rate, or is replaced after a number of updates. The target's candidates in s_{t+1} are drawn in s_{t+1}
-(see `transitions`), not in s_t. All updates are one compiled program; members of an ensemble and target policies are
-batched in it, and policies share minibatches and initial weights, so that their differences are less noisy than they are.
+(see `target_policy`), not in s_t.
+
+Minimax Q learning (`MinimaxQConfig`) has no copy. It minimises
+
+    max_f E_D[f(s_t, a_t) (r_t + gamma Q(s_{t+1}, pi) - Q(s_t, a_t))]^2
+
+over functions f of the unit ball of a reproducing kernel Hilbert space, in which the maximum is `|g|^2` with
+`g = E_D[phi (r + gamma Q' - Q)]` (see `kernel_features`). Gradients are unbiased, as the two factors of `g . g` come from
+minibatches of their own. It is the mirror image of `network_occupancy.minimax_weight`, in which zeta is a network and Q in
+the ball.
+
+All updates are one compiled program; members of an ensemble and target policies are batched in it, and policies share
+minibatches and initial weights, so that their differences are less noisy than they are.
 
 The network works on standardised observations and actions, and on values less their mean and over their deviation, as
 those of the returns that were logged. So it begins at the mean of logged returns, and one learning rate serves all scales.
 Learning is float32, what is made of it float64.
 
-Reference: Le, Voloshin and Yue, "Batch Policy Learning under Constraints", ICML 2019.
+References: Le, Voloshin and Yue, "Batch Policy Learning under Constraints", ICML 2019; Uehara, Huang and Jiang, "Minimax
+Weight and Q-Function Learning for Off-Policy Evaluation", ICML 2020.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxrl_off.estimators.trajectory import common, corrected
+from jaxrl_off.estimators.trajectory.minimax_training import MinimaxQConfig as MinimaxQConfig
+from jaxrl_off.estimators.trajectory.minimax_training import learn_minimax
+from jaxrl_off.estimators.trajectory.q_training import FittedQConfig as FittedQConfig
+from jaxrl_off.estimators.trajectory.q_training import evaluate, learn
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.transitions import (
     ActionValues,
-    FlatTransitions,
     Standardisation,
-    TargetActions,
     Transitions,
     action_values,
     flattened,
@@ -37,55 +50,10 @@ from jaxrl_off.estimators.trajectory.transitions import (
     standardised,
     transitions_of,
 )
-from jaxrl_off.networks import ACTIVATIONS, MLP
 from jaxrl_off.ops.intervals import normal_interval, student_t_interval
 from jaxrl_off.types import Array, Estimate, PyTree, Trajectories
 
-_POINTS = 100  # of the loss curve, at most
-_CHUNK = 8192  # states that are evaluated at once
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
-
-
-@flax.struct.dataclass
-class FittedQConfig:
-    """Settings of fitted Q-evaluation. Sizes are static, the reals are pytree leaves.
-
-    Attributes:
-        sizes: widths of the hidden layers.
-        activation: key of `networks.ACTIVATIONS`.
-        updates: gradient steps; rounded up to a multiple of `target_period`.
-        batch_size: transitions in each, drawn with replacement.
-        target_period: updates between two moves of the copy.
-        members: K, size of the ensemble; members differ in initial weights and minibatches.
-        bootstrap: whether each member learns from trajectories that are drawn with replacement, so that members differ as
-            much as fits to different data would.
-        learning_rate: of Adam, at first.
-        final_learning_rate: at last; linear in between. 0 lets the noise of minibatches die out.
-        target_rate: by which the copy moves towards the network; 1 replaces it.
-    """
-
-    sizes: tuple[int, ...] = _static((256, 256))
-    activation: str = _static("relu")
-    updates: int = _static(10_000)
-    batch_size: int = _static(256)
-    target_period: int = _static(1)
-    members: int = _static(1)
-    bootstrap: bool = _static(False)
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.0
-    target_rate: float = 0.005
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if not self.sizes or min(self.updates, self.batch_size, self.target_period, self.members, *self.sizes) < 1:
-            raise ValueError("sizes, updates, batch_size, target_period and members must all be at least 1.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
-        if self.bootstrap and self.members < 2:
-            raise ValueError(f"bootstrap needs members of at least 2, got {self.members}; 10 or more tell a deviation.")
+QConfig = FittedQConfig | MinimaxQConfig
 
 
 class Scale(NamedTuple):
@@ -109,7 +77,8 @@ class FittedQ(NamedTuple):
         values: along the trajectories, of all of them, also of those that count 0; the mean over members.
         member_values: `float64[K]`, `mean_i V(s_0)` by each member, with the counts that it has learned from.
         losses: `float32[K, L]`, mean of the loss over stretches of the updates, in units of the squared deviation of
-            logged returns. The noise of rewards and transitions stays in it.
+            logged returns. That of fitted Q-evaluation has the noise of rewards and transitions in it, that of minimax Q
+            learning, `|g|^2 / 2`, not in the mean; it may be negative.
         parameters: of the networks, `[K, ...]`.
         scale: what they see.
     """
@@ -125,7 +94,7 @@ def fit_network_q(
     trajectories: Trajectories,
     target: TargetActions,
     key: Array,
-    config: FittedQConfig | None = None,
+    config: QConfig | None = None,
     *,
     discount: float = 1.0,
     counts: Any = None,
@@ -135,9 +104,9 @@ def fit_network_q(
 
     Args:
         trajectories: n of them; behaviour log-probabilities are not needed.
-        target: of `transitions.target_actions`; several policies at once have a leading axis `[P]`.
+        target: of `target_policy.target_actions`; several policies at once have a leading axis `[P]`.
         key: consumed.
-        config: None for the defaults.
+        config: a `FittedQConfig` or a `MinimaxQConfig`; None for the former with its defaults.
         discount: gamma in [0, 1].
         counts: `float[n]`, how often each trajectory counts, or None for once. Those that count 0 are not learned from.
         horizon_exit: what the end of a row means; see `transitions`.
@@ -150,7 +119,7 @@ def fit_network_q(
         ValueError: for data that cannot be meant.
 
     Example:
-        >>> from jaxrl_off.estimators.trajectory.transitions import target_actions
+        >>> from jaxrl_off.estimators.trajectory.target_policy import target_actions
         >>> yes, no = np.ones((4, 1), bool), np.zeros((4, 1), bool)
         >>> actions, rewards = np.array([[0], [1], [0], [1]]), np.array([[1.0], [3.0], [1.0], [3.0]])
         >>> data = Trajectories(np.zeros((4, 1, 1)), actions, rewards, None, yes, yes, no, None)
@@ -176,7 +145,8 @@ def fit_network_q(
         )
     # float32 from here on, whatever the caller's default
     with jax.enable_x64(False):
-        parameters, losses = _learn(flat, config, fit_key, target.weights.ndim > 3)
+        learner = learn_minimax if isinstance(config, MinimaxQConfig) else learn
+        parameters, losses = learner(flat, config, fit_key, target.weights.ndim > 3)
     with common.float64(trajectories, target, counts):
         members = _values_along(given, parameters, scale, config)
         starts = members[1][..., 0]
@@ -186,7 +156,7 @@ def fit_network_q(
 
 
 def network_values(
-    fit: FittedQ, trajectories: Trajectories, target: TargetActions, config: FittedQConfig | None = None
+    fit: FittedQ, trajectories: Trajectories, target: TargetActions, config: QConfig | None = None
 ) -> ActionValues:
     """Values of a fit along other trajectories than those it was fitted to.
 
@@ -213,14 +183,14 @@ def fitted_q_evaluation(
     trajectories: Trajectories,
     target: TargetActions,
     key: Array,
-    config: FittedQConfig | None = None,
+    config: QConfig | None = None,
     *,
     discount: float = 1.0,
     counts: Any = None,
     horizon_exit: bool = True,
     **settings: Any,
 ) -> Estimate:
-    """The value `mean_i V(s_0)` of the target by fitted Q-evaluation with networks.
+    """The value `mean_i V(s_0)` of the target by networks.
 
     Args: as `fit_network_q`, and
         **settings: `level` and the further ones of `weighted.pdis`.
@@ -258,7 +228,7 @@ def fitted_q_evaluation(
 
 
 def _with_members(
-    found: Estimate, members: Array, losses: Array, config: FittedQConfig, settings: common.Settings
+    found: Estimate, members: Array, losses: Array, config: QConfig, settings: common.Settings
 ) -> Estimate:
     deviation = jnp.std(members, ddof=1) if config.members > 1 else jnp.zeros(())
     final_loss = jnp.mean(losses[:, -1]).astype(jnp.float64)
@@ -273,44 +243,6 @@ def _with_members(
     method = normal_interval if settings.interval == "normal" else student_t_interval
     lower, upper = method(spread, level=settings.level, sides=settings.sides)
     return found._replace(lower=lower, upper=upper)
-
-
-class _QNetwork(nn.Module):
-    """`[..., D]` to `[..., outputs]`; near 0 at first."""
-
-    sizes: tuple[int, ...]
-    activation: str
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(0.01))(MLP(self.sizes, self.activation)(x))
-
-
-def _network(config: FittedQConfig, target: TargetActions) -> _QNetwork:
-    outputs = target.weights.shape[-1] if target.actions is None else 1
-    return _QNetwork(config.sizes, config.activation, outputs)
-
-
-def _rows(x: Array) -> Array:
-    return x.reshape(len(x), -1)
-
-
-def _q_of(network: _QNetwork, parameters: PyTree, state: Array, action: Array) -> Array:
-    """Q(s, a) `[B]`, of actions `int32[B]` or `[B, D]`."""
-    if action.ndim == 1:
-        return jnp.take_along_axis(network.apply(parameters, state), action[:, None], axis=-1)[:, 0]
-    return network.apply(parameters, jnp.concatenate([state, action], axis=-1))[:, 0]
-
-
-def _v_of(network: _QNetwork, parameters: PyTree, state: Array, target: TargetActions) -> Array:
-    """V(s) `[B]`."""
-    if target.actions is None:
-        return jnp.sum(target.weights * network.apply(parameters, state), axis=-1)
-    repeated = jnp.broadcast_to(state[:, None], (*target.weights.shape, state.shape[-1]))
-    inputs = jnp.concatenate([repeated, target.actions], axis=-1)
-    q = network.apply(parameters, inputs.reshape(-1, inputs.shape[-1])).reshape(target.weights.shape)
-    return jnp.sum(target.weights * q, axis=-1)
 
 
 def _scale_of(given: Transitions) -> Scale:
@@ -331,7 +263,7 @@ def _scale_of(given: Transitions) -> Scale:
     return Scale(standardisation_of(given), mean, jnp.where(varies, deviation, 1.0))
 
 
-def _member_counts(key: Array, given: Transitions, config: FittedQConfig) -> Array:
+def _member_counts(key: Array, given: Transitions, config: QConfig) -> Array:
     """How often each trajectory counts to each member, `float64[K, n]`."""
     counts = given.steps.counts
     if not config.bootstrap:
@@ -341,66 +273,12 @@ def _member_counts(key: Array, given: Transitions, config: FittedQConfig) -> Arr
     return drawn.astype(jnp.float64)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _learn(flat: FlatTransitions, config: FittedQConfig, key: Array, policies: bool) -> tuple[PyTree, Array]:
-    """Parameters `[P, K, ...]` and losses `[P, K, L]`, without the first axis for one policy."""
-    network = _network(config, flat.next_target)
-    state, following = _rows(flat.observation), _rows(flat.next_observation)
-    periods = -(-config.updates // config.target_period)
-    adam = optax.adam(
-        optax.linear_schedule(config.learning_rate, config.final_learning_rate, periods * config.target_period)
-    )
-    shape = (config.target_period, config.batch_size)
-
-    def member(key: Array, weight: Array, next_target: TargetActions) -> tuple[PyTree, Array]:
-        usable = jnp.sum(weight > 0)
-        pool = jnp.argsort(weight <= 0, stable=True)
-        weight = weight * usable / jnp.sum(weight)
-        init_key, key = jax.random.split(key)
-        size = state.shape[-1] + (0 if flat.action.ndim == 1 else flat.action.shape[-1])
-        parameters = network.init(init_key, jnp.zeros((1, size)))
-
-        def loss(parameters: PyTree, batch: tuple[Array, ...]) -> Array:
-            state, action, goal, weight = batch
-            return jnp.mean(weight * jnp.square(_q_of(network, parameters, state, action) - goal))
-
-        def update(carry: tuple[PyTree, PyTree], batch: tuple[Array, ...]) -> tuple[tuple[PyTree, PyTree], Array]:
-            parameters, moments = carry
-            value, gradient = jax.value_and_grad(loss)(parameters, batch)
-            changes, moments = adam.update(gradient, moments)
-            return (optax.apply_updates(parameters, changes), moments), value
-
-        def period(carry: tuple[PyTree, PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree, PyTree], Array]:
-            parameters, moments, copy = carry
-            index = pool[jax.random.randint(key, (shape[0] * shape[1],), 0, usable)]
-            candidates = jax.tree.map(lambda x: x[index], next_target)
-            v = _v_of(network, copy, following[index], candidates)
-            goal = flat.reward[index] + flat.continues[index] * v
-            columns = (state[index], flat.action[index], goal, weight[index])
-            batches = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), columns)
-            (parameters, moments), values = jax.lax.scan(update, (parameters, moments), batches)
-            return (parameters, moments, optax.incremental_update(parameters, copy, config.target_rate)), jnp.mean(
-                values
-            )
-
-        start = (parameters, adam.init(parameters), parameters)
-        (parameters, _, _), losses = jax.lax.scan(period, start, jax.random.split(key, periods))
-        stretch = -(-periods // _POINTS)
-        losses = jnp.pad(losses, (0, -periods % stretch), constant_values=jnp.nan).reshape(-1, stretch)
-        return parameters, jnp.nanmean(losses, axis=1)
-
-    members = jax.vmap(member, in_axes=(0, 0, None))
-    if policies:
-        members = jax.vmap(members, in_axes=(None, None, 0))
-    return members(jax.random.split(key, config.members), flat.weight, flat.next_target)
-
-
-def _values_along(given: Transitions, parameters: PyTree, scale: Scale, config: FittedQConfig) -> tuple[Array, Array]:
+def _values_along(given: Transitions, parameters: PyTree, scale: Scale, config: QConfig) -> tuple[Array, Array]:
     """Q of what was done `float64[..., K, n, T]`, and V of all states `[..., K, n, T + 1]`, 0 where not known."""
     scaled = standardised(given, scale.inputs)
     cast = jax.tree.map(lambda x: x.astype(jnp.float32), (scaled.observations, scaled.target))
     with jax.enable_x64(False):
-        found = _evaluate(*cast, _float32(scaled.actions), parameters, config)
+        found = evaluate(*cast, _float32(scaled.actions), parameters, config)
     known = jnp.any(given.target.weights > 0, axis=-1)[..., None, :, :]
     q, v = (scale.value_mean + scale.value_deviation * x.astype(jnp.float64) for x in found)
     return jnp.where(given.mask, q, 0.0), jnp.where(known, v, 0.0)
@@ -408,28 +286,3 @@ def _values_along(given: Transitions, parameters: PyTree, scale: Scale, config: 
 
 def _float32(actions: Array) -> Array:
     return actions if jnp.issubdtype(actions.dtype, jnp.integer) else actions.astype(jnp.float32)
-
-
-@jax.jit
-def _evaluate(
-    observations: Array, target: TargetActions, actions: Array, parameters: PyTree, config: FittedQConfig
-) -> tuple[Array, Array]:
-    network = _network(config, target)
-    n, after = observations.shape[:2]
-    state = observations.reshape(n * after, -1)
-    taken = jnp.concatenate([actions, jnp.zeros_like(actions[:, :1])], axis=1).reshape(n * after, *actions.shape[2:])
-
-    def one(parameters: PyTree, target: TargetActions) -> tuple[Array, Array]:
-        target = jax.tree.map(lambda x: x.reshape(n * after, *x.shape[2:]), target)
-
-        def row(given: tuple[Array, Array, TargetActions]) -> tuple[Array, Array]:
-            state, action, target = jax.tree.map(lambda x: x[None], given)
-            return _q_of(network, parameters, state, action)[0], _v_of(network, parameters, state, target)[0]
-
-        q, v = jax.lax.map(row, (state, taken, target), batch_size=min(_CHUNK, n * after))
-        return q.reshape(n, after)[:, :-1], v.reshape(n, after)
-
-    members = jax.vmap(one, in_axes=(0, None))
-    if target.weights.ndim > 3:
-        members = jax.vmap(members)
-    return members(parameters, target)

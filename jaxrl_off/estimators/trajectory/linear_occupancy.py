@@ -37,12 +37,13 @@ import jax.numpy as jnp
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.estimators.trajectory import tabular_steps as tables
 from jaxrl_off.estimators.trajectory.common import Steps
-from jaxrl_off.estimators.trajectory.linear_q import linear_columns
+from jaxrl_off.estimators.trajectory.linear_features import linear_columns
 from jaxrl_off.estimators.trajectory.tabular_occupancy import check_discount
-from jaxrl_off.estimators.trajectory.transitions import TargetActions, Transitions, transitions_of
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions
+from jaxrl_off.estimators.trajectory.transitions import Transitions, transitions_of
 from jaxrl_off.types import Array, Estimate, Trajectories
 
-_DISTINCT = 1e-10  # of the largest eigenvalue of G; smaller ones are taken for 0
+_DISTINCT = 1e-10  # of the largest eigenvalue of G in units of its diagonal; smaller ones are taken for 0
 
 Found = tuple[Array, Array, dict[str, Array]]
 
@@ -55,8 +56,8 @@ class OccupancyRatio(NamedTuple):
             method is the mean of `ratio r` over the steps, divided by 1 - gamma.
         marginal_ratio: `float64[n, T]`, `mu_t = gamma^-t zeta_t N / ((1 - gamma) L)` with N trajectories and L steps in
             all: the value is `mean_i sum_t gamma^t mu_t r_t`, and `corrected.double_reinforcement_learning` with mu, q
-            and v is that of the discounted occupancy, `E v(s_0) + E_D[zeta (r + gamma v(s') - q)] / (1 - gamma)`. It
-            refuses negative ratios.
+            and v is that of the discounted occupancy, `E v(s_0) + E_D[zeta (r + gamma v(s') - q)] / (1 - gamma)`, if
+            rows end in exits (it has no v of what follows a row). It refuses negative ratios.
     """
 
     ratio: Array
@@ -90,7 +91,7 @@ def minimax_weight(
 
     Args:
         trajectories: as in `transitions`; behaviour probabilities are not needed.
-        target: of `transitions.target_actions`.
+        target: of `target_policy.target_actions`.
         features: as in `linear_q.fit_linear_q`: "linear", "quadratic" or a function. Let a constant be in their span, as
             it is in that of the named ones: then E_D[m zeta] = 1.
         **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
@@ -107,7 +108,7 @@ def minimax_weight(
 
     Example:
         >>> import numpy as np
-        >>> from jaxrl_off.estimators.trajectory.transitions import target_actions
+        >>> from jaxrl_off.estimators.trajectory.target_policy import target_actions
         >>> states, end = np.array([[0, 1], [0, 1]]), np.array([[False, True], [False, True]])
         >>> data = Trajectories(states, states * [[0], [1]], states + 1.0, None, end | True, end, end & False, None)
         >>> one_hot = lambda state: jax.nn.one_hot(state, 2)
@@ -115,7 +116,7 @@ def minimax_weight(
         >>> round(float(minimax_weight(data, target, one_hot, discount=0.5).value), 6)  # 1 + 0.5 * 2
         2.0
     """
-    return _estimate(_minimax, trajectories, target, features, **keywords)
+    return _estimate("minimax_weight", trajectories, target, features, **keywords)
 
 
 def dual_dice(
@@ -128,7 +129,7 @@ def dual_dice(
 
     Args, Returns and Raises: as `minimax_weight`.
     """
-    return _estimate(_dual, trajectories, target, features, **keywords)
+    return _estimate("dual_dice", trajectories, target, features, **keywords)
 
 
 def gen_dice(
@@ -140,7 +141,7 @@ def gen_dice(
 
     Args, Returns and Raises: as `minimax_weight`.
     """
-    return _estimate(_gen, trajectories, target, features, **keywords)
+    return _estimate("gen_dice", trajectories, target, features, **keywords)
 
 
 def density_ratio(
@@ -160,7 +161,7 @@ def density_ratio(
             fit to some and predict for others.
         target: as there.
         features: as there.
-        discount: gamma in [0, 1).
+        discount: gamma in (0, 1).
         method: "minimax_weight", "dual_dice" or "gen_dice".
         counts: as there.
         horizon_exit: as there.
@@ -169,7 +170,7 @@ def density_ratio(
         An `OccupancyRatio`.
 
     Raises:
-        ValueError: for what `minimax_weight` refuses, or an unknown method.
+        ValueError: for what `minimax_weight` refuses, an unknown method, and a discount of 0 (see `ratio_at`).
     """
     if method not in _SOLVERS:
         raise ValueError(f"method must be one of {', '.join(_SOLVERS)}, got {method!r}.")
@@ -182,34 +183,25 @@ def density_ratio(
 
 
 def ratio_at(zeta: Array, transitions: Transitions) -> OccupancyRatio:
-    """An `OccupancyRatio` of zeta `[n, T]`, also in trajectories that count 0; to be called within `common.float64`."""
-    counts, used = transitions.steps.counts, transitions.used
-    counted = (counts > 0)[:, None]
-    # a step that is left out is the last of its row, whatever the row counts
-    zeta = jnp.where(jnp.where(counted, used > 0, transitions.mask), zeta, 0.0)
-    scale = jnp.sum(counts) / (jnp.sum(counts[:, None] * used) * (1.0 - transitions.discount))
-    return OccupancyRatio(zeta, zeta * scale / transitions.steps.discounts)
-
-
-def one_policy(target: TargetActions) -> TargetActions:
-    """The candidates, if they are those of one policy.
+    """An `OccupancyRatio` of zeta `[n, T]`, also in trajectories that count 0; to be called within `common.float64`.
 
     Raises:
-        ValueError: for several, which would take a ratio each.
+        ValueError: where gamma^t is 0, so that no mu_t could make gamma^t mu_t what it has to be.
     """
-    if target.weights.ndim != 3:
+    discounts = transitions.steps.discounts
+    if common.is_concrete(discounts) and not bool(jnp.all(discounts > 0)):
         raise ValueError(
-            f"the target's weights have shape {target.weights.shape}; ratios are those of one policy, [n, T + 1, M]. "
-            "Call this once for each."
+            f"gamma^t is 0 after {int(jnp.sum(discounts > 0))} of {len(discounts)} steps, and marginal ratios are divided "
+            "by it; use a larger discount, or the estimate of the method itself."
         )
-    return target
+    counts, used = transitions.steps.counts, transitions.used
+    zeta = jnp.where(transitions.usable, zeta, 0.0)
+    scale = jnp.sum(counts) / (jnp.sum(counts[:, None] * used) * (1.0 - transitions.discount))
+    return OccupancyRatio(zeta, zeta * scale / discounts)
 
 
 def _columns(transitions: Transitions, features: str | Callable[..., Array]) -> LinearSteps:
-    one_policy(transitions.target)
     columns = linear_columns(transitions, features)
-    if common.is_concrete(columns) and not all(bool(jnp.all(jnp.isfinite(x))) for x in columns):
-        raise ValueError("features must be finite in all steps and for all that the target may do; mend the function.")
     rest = transitions.used, transitions.continues, transitions.discount
     return LinearSteps(transitions.steps, columns.taken, columns.expected, *rest)
 
@@ -232,10 +224,12 @@ def _moments(columns: LinearSteps, counts: Array) -> _Moments:
     weighted = share[..., None] * phi
     following = gamma * columns.continues[..., None] * columns.target_features[:, 1:]
     gram = jnp.tensordot(weighted, phi, axes=[(0, 1), (0, 1)])
-    # the range does not depend on positive counts, and what is solved not on the basis
-    eigenvalues, basis = jnp.linalg.eigh(jax.lax.stop_gradient(gram))
+    # the range does not depend on positive counts, and what is solved not on the basis; units of features do not matter
+    fixed = jax.lax.stop_gradient(gram)
+    units = jnp.sqrt(jnp.where(jnp.diag(fixed) > 0, jnp.diag(fixed), 1.0))
+    eigenvalues, basis = jnp.linalg.eigh(fixed / jnp.outer(units, units))
     distinct = eigenvalues > _DISTINCT * jnp.max(eigenvalues)
-    basis = jnp.where(distinct, basis / jnp.sqrt(jnp.where(distinct, eigenvalues, 1.0)), 0.0)
+    basis = jnp.where(distinct, basis / jnp.sqrt(jnp.where(distinct, eigenvalues, 1.0)), 0.0) / units[:, None]
     start = (1.0 - gamma) * counts @ columns.target_features[:, 0] / jnp.sum(counts)
     exits = 1.0 + gamma / (1.0 - gamma) * (columns.used - columns.continues)
     norm = basis.T @ jnp.tensordot(exits, weighted, axes=2)
@@ -288,16 +282,10 @@ def _dice(columns: LinearSteps, counts: Array, method: str) -> Found:
     return jnp.sum(counts[:, None] * weights * columns.steps.rewards), weights, diagnostics
 
 
-def _minimax(columns: LinearSteps, counts: Array) -> Found:
-    return _dice(columns, counts, "minimax_weight")
-
-
-def _dual(columns: LinearSteps, counts: Array) -> Found:
-    return _dice(columns, counts, "dual_dice")
-
-
-def _gen(columns: LinearSteps, counts: Array) -> Found:
-    return _dice(columns, counts, "gen_dice")
+# made once, so that programs are compiled once
+_METHODS: dict[str, Callable[[LinearSteps, Array], Found]] = {
+    name: functools.partial(_dice, method=name) for name in _SOLVERS
+}
 
 
 @functools.partial(jax.jit, static_argnames="method")
@@ -309,7 +297,7 @@ def _ratio(columns: LinearSteps, *, method: str) -> tuple[Array, Array]:
 
 
 def _estimate(
-    method: Callable[[LinearSteps, Array], Found],
+    method: str,
     trajectories: Trajectories,
     target: TargetActions,
     features: str | Callable[..., Array],
@@ -324,4 +312,4 @@ def _estimate(
     with common.float64(trajectories, target, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = _columns(transitions_of(trajectories, target, **options), features)
-        return tables.run(columns, method=method, settings=checked, size=common.resample_size(counts))
+        return tables.run(columns, method=_METHODS[method], settings=checked, size=common.resample_size(counts))

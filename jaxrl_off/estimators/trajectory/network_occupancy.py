@@ -27,6 +27,7 @@ standard error of the trajectories given zeta; `diagnostics["member_spread"]` sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,11 +36,11 @@ import jax.numpy as jnp
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.estimators.trajectory import tabular_steps as tables
 from jaxrl_off.estimators.trajectory.common import Steps
-from jaxrl_off.estimators.trajectory.linear_occupancy import OccupancyRatio, one_policy, ratio_at
+from jaxrl_off.estimators.trajectory.linear_occupancy import OccupancyRatio, ratio_at
 from jaxrl_off.estimators.trajectory.occupancy_training import METHODS, OccupancyConfig, Rows, pool_of, train
 from jaxrl_off.estimators.trajectory.tabular_occupancy import check_discount
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions, one_policy
 from jaxrl_off.estimators.trajectory.transitions import (
-    TargetActions,
     Transitions,
     flattened,
     standardisation_of,
@@ -47,79 +48,6 @@ from jaxrl_off.estimators.trajectory.transitions import (
     transitions_of,
 )
 from jaxrl_off.types import Array, Estimate, Trajectories
-
-
-def minimax_weight(
-    trajectories: Trajectories,
-    target: TargetActions,
-    key: Array,
-    config: OccupancyConfig | None = None,
-    **keywords: Any,
-) -> Estimate:
-    """Minimax weight learning with a network for zeta and a kernel for nu; see the module.
-
-    Args:
-        trajectories: as in `transitions`; behaviour probabilities are not needed. Observations are flattened and
-            standardised: give states that are numbers as one-hot.
-        target: of `transitions.target_actions`.
-        key: consumed.
-        config: None for the defaults.
-        **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
-            `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
-
-    Returns:
-        An `Estimate`, for zeta as it is. Its effective sample size is that of trajectories' sums of zeta. Diagnostics
-        also `mean_ratio`, E_D[zeta], and `negative_ratio`, E_D[max(-zeta, 0)]; `normalisation`, E_D[m zeta] before the
-        division, the mean of the members'; `member_spread`, the standard deviation of members' values; `flow_residual`,
-        `|g| / |b|` in the random features, 0 where the flow equations hold; and `loss`, the mean of the last tenth of
-        the updates: of the Lagrangian or, here, of `g . g / 2`.
-
-    Raises:
-        ValueError: for data, candidates or settings that cannot be meant, or a discount of 1.
-    """
-    return _estimate("minimax_weight", trajectories, target, key, config, **keywords)
-
-
-def dual_dice(
-    trajectories: Trajectories,
-    target: TargetActions,
-    key: Array,
-    config: OccupancyConfig | None = None,
-    **keywords: Any,
-) -> Estimate:
-    """DualDICE (Nachum, Chow, Dai and Li, NeurIPS 2019) with two networks; zeta may be negative.
-
-    Args, Returns and Raises: as `minimax_weight`.
-    """
-    return _estimate("dual_dice", trajectories, target, key, config, **keywords)
-
-
-def gen_dice(
-    trajectories: Trajectories,
-    target: TargetActions,
-    key: Array,
-    config: OccupancyConfig | None = None,
-    **keywords: Any,
-) -> Estimate:
-    """GenDICE (Zhang, Dai, Li and Schuurmans, ICLR 2020), as dice_rl has it, with two networks.
-
-    Args, Returns and Raises: as `minimax_weight`.
-    """
-    return _estimate("gen_dice", trajectories, target, key, config, **keywords)
-
-
-def best_dice(
-    trajectories: Trajectories,
-    target: TargetActions,
-    key: Array,
-    config: OccupancyConfig | None = None,
-    **keywords: Any,
-) -> Estimate:
-    """What Yang et al. (NeurIPS 2020) and dice_rl advise, with two networks.
-
-    Args, Returns and Raises: as `minimax_weight`.
-    """
-    return _estimate("best_dice", trajectories, target, key, config, **keywords)
 
 
 def density_ratio(
@@ -140,7 +68,7 @@ def density_ratio(
         target: as there.
         key: consumed.
         config: as there.
-        discount: gamma in [0, 1).
+        discount: gamma in (0, 1).
         method: "minimax_weight", "dual_dice", "gen_dice" or "best_dice".
         counts: as there.
         horizon_exit: as there.
@@ -149,7 +77,7 @@ def density_ratio(
         An `OccupancyRatio`.
 
     Raises:
-        ValueError: for what `minimax_weight` refuses, or an unknown method.
+        ValueError: for what `minimax_weight` refuses, an unknown method, and a discount of 0.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -205,21 +133,62 @@ def _weighted(fitted: _Fitted, counts: Array) -> tuple[Array, Array, dict[str, A
     return jnp.sum(counts[:, None] * weights * fitted.steps.rewards), weights, diagnostics
 
 
-def _estimate(
-    method: str,
-    trajectories: Trajectories,
-    target: TargetActions,
-    key: Array,
-    config: OccupancyConfig | None,
-    *,
-    discount: float,
-    counts: Any = None,
-    horizon_exit: bool = True,
-    **settings: Any,
-) -> Estimate:
-    checked = common.settings_of(**settings)
-    check_discount(discount)
-    with common.float64(trajectories, target, discount, counts):
-        options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
-        fitted = _fitted(transitions_of(trajectories, target, **options), key, config or OccupancyConfig(), method)
-        return tables.run(fitted, method=_weighted, settings=checked, size=common.resample_size(counts))
+_ARGUMENTS = """
+
+Args:
+    trajectories: as in `transitions`; behaviour probabilities are not needed. Observations are flattened and
+        standardised: give states that are numbers as one-hot.
+    target: of `target_policy.target_actions`.
+    key: consumed.
+    config: None for the defaults.
+    **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
+        `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
+
+Returns:
+    An `Estimate`, for zeta as it is. Its effective sample size is that of trajectories' sums of zeta. Diagnostics
+    also `mean_ratio`, E_D[zeta], and `negative_ratio`, E_D[max(-zeta, 0)]; `normalisation`, E_D[m zeta] before the
+    division, the mean of the members'; `member_spread`, the standard deviation of members' values; `flow_residual`,
+    `|g| / |b|` in the random features, 0 where the flow equations hold; and `loss`, the mean of the last tenth of
+    the updates: of the Lagrangian or, of `minimax_weight`, of `g . g / 2`.
+
+Raises:
+    ValueError: for data, candidates or settings that cannot be meant, or a discount of 1.
+"""
+
+
+def _estimator(method: str, summary: str) -> Callable[..., Estimate]:
+    """The public function of a method; methods differ in how `train` finds zeta alone."""
+
+    def estimator(
+        trajectories: Trajectories,
+        target: TargetActions,
+        key: Array,
+        config: OccupancyConfig | None = None,
+        *,
+        discount: float,
+        counts: Any = None,
+        horizon_exit: bool = True,
+        **settings: Any,
+    ) -> Estimate:
+        checked = common.settings_of(**settings)
+        check_discount(discount)
+        with common.float64(trajectories, target, discount, counts):
+            options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
+            fitted = _fitted(transitions_of(trajectories, target, **options), key, config or OccupancyConfig(), method)
+            return tables.run(fitted, method=_weighted, settings=checked, size=common.resample_size(counts))
+
+    estimator.__name__ = estimator.__qualname__ = method
+    estimator.__doc__ = summary + _ARGUMENTS
+    return estimator
+
+
+minimax_weight = _estimator(
+    "minimax_weight", "Minimax weight learning with a network for zeta and a kernel for nu; see the module."
+)
+dual_dice = _estimator(
+    "dual_dice", "DualDICE (Nachum, Chow, Dai and Li, NeurIPS 2019) with two networks; zeta may be negative."
+)
+gen_dice = _estimator(
+    "gen_dice", "GenDICE (Zhang, Dai, Li and Schuurmans, ICLR 2020), as dice_rl has it, with two networks."
+)
+best_dice = _estimator("best_dice", "What Yang et al. (NeurIPS 2020) and dice_rl advise, with two networks.")

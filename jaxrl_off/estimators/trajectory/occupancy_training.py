@@ -6,20 +6,26 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxrl_off.estimators.trajectory.transitions import FlatTransitions, TargetActions
-from jaxrl_off.networks import MLP
+from jaxrl_off.estimators.trajectory.action_networks import (
+    ActionNetwork,
+    expected_value,
+    input_size,
+    network_for,
+    recent_mean,
+    value_at,
+)
+from jaxrl_off.estimators.trajectory.kernel_features import PAIRS, Kernel, joined, kernel_of, phi, phi_mean
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions
+from jaxrl_off.estimators.trajectory.transitions import FlatTransitions
 from jaxrl_off.types import Array, PyTree
 
-_PAIRS = 500  # of points, for the median distance
-_LENGTHSCALE = 0.5  # of the median distance; with all of it kernels are so smooth that fits take several times as long
 _PIECE = 4096  # rows whose features are in memory at once
+_GAIN = 0.1  # of the initial weights of the last layer
 _LAST = 0.1  # share of the updates whose mean loss is told
 
 
@@ -100,103 +106,35 @@ def _drawn(key: Array, pool: Pool, batch: int) -> tuple[PyTree, Array]:
     return jax.tree.map(lambda x: x[index], (pool.rows, pool.weight))
 
 
-class _Function(nn.Module):
-    """Values of all discrete actions, or of one continuous action that is joined to the observation."""
-
-    sizes: tuple[int, ...]
-    outputs: int
-
-    @nn.compact
-    def __call__(self, observation: Array, action: Array | None = None) -> Array:
-        x = observation.reshape(*observation.shape[:1], -1)
-        if action is not None:
-            x = jnp.concatenate([x, action], axis=-1)
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(0.1))(MLP(self.sizes, "relu")(x))
+def _kernel(key: Array, pool: Pool, num_actions: int, features: int) -> Kernel:
+    pair_key, key = jax.random.split(key)
+    (rows, _), (others, _) = (_drawn(k, pool, PAIRS) for k in jax.random.split(pair_key))
+    one, other = (joined(x.flat.observation, x.flat.action, num_actions) for x in (rows, others))
+    return kernel_of(key, one, other, features)
 
 
-def _at(network: _Function, params: PyTree, observation: Array, action: Array) -> Array:
-    """`[B]`, of observations `[B, *O]` and actions `int[B]` or `[B, D]`."""
-    if jnp.issubdtype(action.dtype, jnp.integer):
-        return jnp.take_along_axis(network.apply(params, observation), action[:, None], axis=1)[:, 0]
-    return network.apply(params, observation, action)[:, 0]
-
-
-def _mean(network: _Function, params: PyTree, observation: Array, target: TargetActions) -> Array:
-    """`[B]`, of the target's candidates."""
-    if target.actions is None:
-        values = network.apply(params, observation)
-    else:
-        batch, candidates, _ = target.actions.shape
-        repeated = jnp.repeat(observation, candidates, axis=0)
-        values = network.apply(params, repeated, target.actions.reshape(batch * candidates, -1))
-    return jnp.sum(target.weights * values.reshape(target.weights.shape), axis=1)
-
-
-class _Kernel(NamedTuple):
-    """Random Fourier features `sqrt(2 / d) cos(x . frequency + phase)`, and a constant."""
-
-    frequency: Array
-    phase: Array
-
-
-def _joined(observation: Array, action: Array, num_actions: int) -> Array:
-    if jnp.issubdtype(action.dtype, jnp.integer):
-        action = jax.nn.one_hot(action, num_actions, dtype=observation.dtype)
-    return jnp.concatenate([observation.reshape(*observation.shape[:1], -1), action], axis=-1)
-
-
-def _kernel(key: Array, pool: Pool, num_actions: int, features: int) -> _Kernel:
-    pair_key, frequency_key, phase_key = jax.random.split(key, 3)
-    (rows, _), (others, _) = (_drawn(k, pool, _PAIRS) for k in jax.random.split(pair_key))
-    one, other = (_joined(x.flat.observation, x.flat.action, num_actions) for x in (rows, others))
-    distance = jnp.linalg.norm(one - other, axis=1)
-    # pairs that are the same say nothing of the distance of others
-    apart = jnp.nanmedian(jnp.where(distance > 0, distance, jnp.nan))
-    lengthscale = _LENGTHSCALE * jnp.where(apart > 0, apart, 1.0)
-    shape = (one.shape[1], features)
-    frequency = jax.random.normal(frequency_key, shape, jnp.float32) / lengthscale
-    return _Kernel(frequency, jax.random.uniform(phase_key, (features,), jnp.float32, 0.0, 2.0 * np.pi))
-
-
-def _phi(kernel: _Kernel, x: Array) -> Array:
-    waves = jnp.cos(x @ kernel.frequency + kernel.phase) * np.sqrt(2.0 / len(kernel.phase))
-    return jnp.concatenate([waves, jnp.ones_like(waves[..., :1])], axis=-1)
-
-
-def _phi_mean(kernel: _Kernel, observation: Array, target: TargetActions) -> Array:
-    """`[B, d + 1]`, of the target's candidates."""
-    batch, candidates = target.weights.shape
-    repeated = jnp.repeat(observation, candidates, axis=0)
-    if target.actions is None:
-        action = jnp.tile(jnp.arange(candidates), batch)
-    else:
-        action = target.actions.reshape(batch * candidates, -1)
-    values = _phi(kernel, _joined(repeated, action, candidates))
-    return jnp.einsum("bm,bmd->bd", target.weights, values.reshape(batch, candidates, -1))
-
-
-def _change(kernel: _Kernel, rows: Rows, num_actions: int, discount: Array) -> Array:
+def _change(kernel: Kernel, rows: Rows, num_actions: int, discount: Array) -> Array:
     """`gamma c phi(s', pi) - phi(s, a)`, `[B, d + 1]`."""
     flat = rows.flat
-    following = _phi_mean(kernel, flat.next_observation, flat.next_target)
-    now = _phi(kernel, _joined(flat.observation, flat.action, num_actions))
+    following = phi_mean(kernel, flat.next_observation, flat.next_target)
+    now = phi(kernel, joined(flat.observation, flat.action, num_actions))
     return discount * flat.continues[:, None] * following - now
 
 
 _Loss = Callable[[PyTree, tuple[Rows, Array], tuple[PyTree, Array]], Array]
 
 
-def _saddle(terms: Lagrangian, network: _Function, discount: Array) -> _Loss:
+def _saddle(terms: Lagrangian, network: ActionNetwork, discount: Array) -> _Loss:
     """`(params, steps, firsts) -> Lagrangian`; of minibatches and their weights."""
 
     def loss(params: PyTree, steps: tuple[Rows, Array], firsts: tuple[PyTree, Array]) -> Array:
         (rows, weight), ((observation, target), first_weight) = steps, firsts
         flat = rows.flat
         zeta = _zeta(network, params["zeta"], flat.observation, flat.action, terms.positive)
-        now = _at(network, params["nu"], flat.observation, flat.action)
-        following = _mean(network, params["nu"], flat.next_observation, flat.next_target)
+        now = value_at(network, params["nu"], flat.observation, flat.action)
+        following = expected_value(network, params["nu"], flat.next_observation, flat.next_target)
         error = terms.alpha_reward * flat.reward + discount * flat.continues * following - now
-        first = _mean(network, params["nu"], observation, target)
+        first = expected_value(network, params["nu"], observation, target)
         squares = terms.alpha_nu * jnp.square(now) - terms.alpha_zeta * jnp.square(zeta)
         value = (1.0 - discount) * jnp.mean(first_weight * first) + jnp.mean(weight * (zeta * error + 0.5 * squares))
         if terms.normed:
@@ -206,14 +144,14 @@ def _saddle(terms: Lagrangian, network: _Function, discount: Array) -> _Loss:
     return loss
 
 
-def _distance(kernel: _Kernel, network: _Function, num_actions: int, discount: Array) -> _Loss:
+def _distance(kernel: Kernel, network: ActionNetwork, num_actions: int, discount: Array) -> _Loss:
     """`(params, steps, firsts) -> g . g / 2` of the two halves of minibatches."""
 
     def loss(params: PyTree, steps: tuple[Rows, Array], firsts: tuple[PyTree, Array]) -> Array:
         def equations(steps: tuple[Rows, Array], firsts: tuple[PyTree, Array]) -> Array:
             (rows, weight), ((observation, target), first_weight) = steps, firsts
             zeta = _zeta(network, params["zeta"], rows.flat.observation, rows.flat.action, True)
-            start = (1.0 - discount) * first_weight @ _phi_mean(kernel, observation, target) / len(first_weight)
+            start = (1.0 - discount) * first_weight @ phi_mean(kernel, observation, target) / len(first_weight)
             return start + (weight * zeta) @ _change(kernel, rows, num_actions, discount) / len(weight)
 
         def half(x: PyTree, number: int) -> PyTree:
@@ -224,8 +162,8 @@ def _distance(kernel: _Kernel, network: _Function, num_actions: int, discount: A
     return loss
 
 
-def _zeta(network: _Function, params: PyTree, observation: Array, action: Array, positive: bool) -> Array:
-    value = 1.0 + _at(network, params, observation, action)
+def _zeta(network: ActionNetwork, params: PyTree, observation: Array, action: Array, positive: bool) -> Array:
+    value = 1.0 + value_at(network, params, observation, action)
     return jnp.square(value) if positive else value
 
 
@@ -236,7 +174,7 @@ def train(
     """zeta `[members, N]`, divided, what by `[members]`, losses `[members]` and `|g| / |b|` of the mean."""
     discrete = steps.rows.flat.target.actions is None
     num_actions = steps.rows.flat.target.weights.shape[-1] if discrete else 1
-    network = _Function(config.sizes, num_actions)
+    network = network_for(config.sizes, "relu", steps.rows.flat.target, gain=_GAIN)
     kernel_key, key = jax.random.split(key)
     kernel = _kernel(kernel_key, steps, num_actions, config.features)
     flat = steps.rows.flat
@@ -251,11 +189,11 @@ def train(
     momentum = 0.9 if method == "minimax_weight" else 0.0
     optimiser = optax.chain(optax.clip(1.0), optax.adam(schedule, b1=momentum))
     upwards = ("zeta",) if method != "minimax_weight" else ()
-    example = (flat.observation[:1],) if discrete else (flat.observation[:1], flat.action[:1])
+    example = jnp.zeros((1, input_size(flat.observation, flat.action)), jnp.float32)
 
     def one(key: Array) -> tuple[Array, Array]:
         key, *init_keys = jax.random.split(key, 1 + len(names))
-        params = {name: network.init(k, *example) for name, k in zip(names, init_keys, strict=True)}
+        params = {name: network.init(k, example) for name, k in zip(names, init_keys, strict=True)}
         params["lambda"] = jnp.zeros((), jnp.float32)
 
         def update(carry: PyTree, inputs: tuple[Array, Array]) -> tuple[PyTree, Array]:
@@ -267,10 +205,7 @@ def train(
             gradient |= {name: jax.tree.map(jnp.negative, gradient[name]) for name in upwards}
             changes, state = optimiser.update(gradient, state, params)
             params = optax.apply_updates(params, changes)
-            # of about the last tenth of the updates so far
-            share = jnp.minimum(1.0, 10.0 / (1.0 + number)).astype(jnp.float32)
-            mean = jax.tree.map(lambda old, new: old + share * (new - old), mean, params["zeta"])
-            return (params, state, mean), value
+            return (params, state, recent_mean(mean, params["zeta"], number)), value
 
         numbers = jnp.arange(config.updates, dtype=jnp.float32)
         start = (params, optimiser.init(params), params["zeta"])
@@ -286,12 +221,12 @@ def train(
     return zeta, divisor, losses, residual
 
 
-def _residual(kernel: _Kernel, steps: Pool, firsts: Pool, zeta: Array, num_actions: int, discount: Array) -> Array:
+def _residual(kernel: Kernel, steps: Pool, firsts: Pool, zeta: Array, num_actions: int, discount: Array) -> Array:
     def flows(rows: Rows, weight: Array) -> Array:
         return weight @ _change(kernel, rows, num_actions, discount)
 
     def starts(rows: tuple[Array, TargetActions], weight: Array) -> Array:
-        return weight @ _phi_mean(kernel, *rows)
+        return weight @ phi_mean(kernel, *rows)
 
     start = (1.0 - discount) * _summed(starts, firsts.rows, firsts.weight / jnp.sum(firsts.weight))
     flow = _summed(flows, steps.rows, zeta * steps.weight / jnp.sum(steps.weight))

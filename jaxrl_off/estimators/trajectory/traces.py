@@ -34,14 +34,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl_off.estimators.trajectory import common, linear_q
+from jaxrl_off.estimators.trajectory import common, linear_systems
 from jaxrl_off.estimators.trajectory.common import Steps
-from jaxrl_off.estimators.trajectory.linear_q import LinearQ, Rows
-from jaxrl_off.estimators.trajectory.transitions import TargetActions, Transitions, action_values, transitions_of
+from jaxrl_off.estimators.trajectory.linear_features import linear_columns, state_columns
+from jaxrl_off.estimators.trajectory.linear_q import LinearQ
+from jaxrl_off.estimators.trajectory.linear_systems import Rows
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions
+from jaxrl_off.estimators.trajectory.transitions import (
+    Transitions,
+    action_values,
+    taken_probability,
+    transitions_of,
+    with_ratios,
+)
 from jaxrl_off.types import Array, Estimate, Trajectories
 
 ACTION_TRACES = ("retrace", "tree_backup", "q_lambda", "importance_sampling")
 STATE_TRACES = ("vtrace", "td")
+_LARGEST = 200.0  # logarithm of entries of e_t beyond which it is scaled down
 
 
 def fit_traces(
@@ -61,7 +71,7 @@ def fit_traces(
 
     Args:
         trajectories: n of them, with behaviour log-probabilities unless the trace is `tree_backup` or `q_lambda`.
-        target: of `transitions.target_actions`.
+        target: of `target_policy.target_actions`.
         trace: a row of the module's table.
         lambda_: in [0, 1]; 0 is LSTD-Q for all traces of Q.
         features: as in `linear_q.fit_linear_q`; for traces of V of states alone, `observation [*O] -> [F]`.
@@ -80,7 +90,7 @@ def fit_traces(
 
     Example:
         >>> import numpy as np
-        >>> from jaxrl_off.estimators.trajectory.transitions import target_actions
+        >>> from jaxrl_off.estimators.trajectory.target_policy import target_actions
         >>> yes, end = np.ones((2, 2), bool), np.array([[False, True]] * 2)
         >>> actions, rewards = np.array([[0, 0], [1, 1]]), np.array([[1.0, 0.0], [3.0, 2.0]])
         >>> data = Trajectories(np.zeros((2, 2, 1)), actions, rewards, None, yes, end, end & False, None)
@@ -91,7 +101,7 @@ def fit_traces(
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
     with common.float64(trajectories, target, counts, target_log_prob):
         rows, steps, columns = _prepared(trajectories, target, trace, lambda_, features, target_log_prob, options)
-        parameters = linear_q.solved(rows, steps.counts, jnp.asarray(ridge, jnp.float64))
+        parameters = linear_systems.solved(rows, steps.counts, jnp.asarray(ridge, jnp.float64))
         q, v = (x @ parameters for x in columns)
         return LinearQ(action_values(q, v, trajectories), parameters)
 
@@ -122,7 +132,7 @@ def trace_evaluation(
     with common.float64(trajectories, target, counts, target_log_prob):
         rows, steps, _ = _prepared(trajectories, target, trace, lambda_, features, target_log_prob, options)
         size = common.resample_size(counts)
-        return linear_q.evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), settings=checked, size=size)
+        return linear_systems.evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), settings=checked, size=size)
 
 
 def _prepared(
@@ -143,17 +153,17 @@ def _prepared(
     steps = transitions.steps
     if trace not in ("tree_backup", "q_lambda"):
         shared = (options["discount"], options["counts"])
-        steps = linear_q.with_ratios(trajectories, transitions, target_log_prob, *shared)
-    ratio = jnp.exp(steps.log_ratio)
+        steps = with_ratios(trajectories, transitions, target_log_prob, *shared)
+    ratio = common.weights_of(steps.log_ratio)
     coefficient = transitions.discount * lambda_ * _coefficient(transitions, trace, ratio)
     correction = jnp.ones_like(ratio)
     if trace in STATE_TRACES:
-        v = linear_q.state_columns(transitions, features)
+        v = state_columns(transitions, features)
         q = jnp.where(transitions.mask[..., None], v[:, :-1], 0.0)
         correction = jnp.minimum(ratio, 1.0) if trace == "vtrace" else ratio
         coefficient = jnp.pad(coefficient, [(0, 0), (1, 0)])[:, :-1]
     else:
-        q, v = linear_q.linear_columns(transitions, features)
+        q, v = linear_columns(transitions, features)
     following = (transitions.discount * transitions.continues)[..., None] * v[:, 1:]
     weight = transitions.used * correction
     return Rows(weight, _eligibility(q, coefficient), q - following, steps.rewards, v[:, 0]), steps, (q, v)
@@ -166,17 +176,23 @@ def _coefficient(transitions: Transitions, trace: str, ratio: Array) -> Array:
     if trace == "tree_backup":
         if transitions.target.actions is not None:
             raise ValueError("tree_backup is for discrete actions: it needs their probabilities. Use 'retrace'.")
-        return linear_q.taken_probability(transitions)
+        return taken_probability(transitions)
     return jnp.minimum(ratio, 1.0) if trace in ("retrace", "vtrace") else ratio
 
 
 def _eligibility(features: Array, coefficient: Array) -> Array:
-    """`e_t = x_t + coefficient_t e_{t-1}`, `float64[n, T, K]`."""
+    """`e_t = x_t + coefficient_t e_{t-1}`, `float64[n, T, K]`; times one number where products of coefficients overflow."""
 
-    def step(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(carry: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        before, scale = carry
         x, factor = now
-        current = x + factor[:, None] * before
-        return current, current
+        current = jnp.exp(-scale)[:, None] * x + factor[:, None] * before
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(current), axis=1))
+        grown = jnp.maximum(jnp.log(jnp.maximum(largest, 1.0)) - _LARGEST, 0.0)
+        carry = jnp.exp(-grown)[:, None] * current, scale + grown
+        return carry, carry
 
     columns = (jnp.swapaxes(features, 0, 1), coefficient.T)
-    return jnp.swapaxes(jax.lax.scan(step, jnp.zeros_like(features[:, 0]), columns)[1], 0, 1)
+    start = jnp.zeros_like(features[:, 0]), jnp.zeros(len(features))
+    found, scale = (jnp.swapaxes(x, 0, 1) for x in jax.lax.scan(step, start, columns)[1])
+    return found * jnp.exp(scale - jnp.max(scale))[..., None]

@@ -212,3 +212,45 @@ def test_what_cannot_be_meant():
     several = target._replace(weights=jnp.stack([target.weights, target.weights]))
     with pytest.raises(ValueError, match="one policy"):
         linear.dual_dice(data, several, one_hot, discount=GAMMA)
+
+
+def test_units_of_features_do_not_matter():
+    """A feature in millionths is told apart from the others as it is in ones."""
+    data, table = simulated(seed=6)
+    numbers, target = as_numbers(data, table)
+    units = jnp.asarray([1.0, 1e-7, 1.0, 1e5, 1.0, 1.0, 1e-6])
+    options = dict(discount=GAMMA)
+    for name in ("minimax_weight", "gen_dice"):
+        one = getattr(linear, name)(numbers, target, polynomial, **options)
+        other = getattr(linear, name)(numbers, target, lambda s, a: units * polynomial(s, a), **options)
+        assert float(other.diagnostics["rank"]) == float(one.diagnostics["rank"]) == 6.0
+        assert float(other.value) == pytest.approx(float(one.value), rel=1e-6)
+
+
+def test_steps_that_nobody_knows_the_end_of_are_left_out_whoever_counts():
+    """Without `final_observation` a row that goes on loses its last step, in a fit to it and in a prediction for it."""
+    data, table = simulated(seed=7)
+    data = data._replace(final_observation=None)
+    target = target_actions(data, table)
+    counts = np.where(np.arange(ROWS) < 20, 1.0, 0.0)
+    ratio = np.asarray(
+        linear.density_ratio(data, target, one_hot, discount=GAMMA, counts=counts, horizon_exit=False).ratio
+    )
+    goes_on = np.pad(data.mask[:, 1:], [(0, 0), (0, 1)])
+    assert np.array_equal(ratio != 0, data.mask & (goes_on | data.terminated))
+
+
+def test_a_discount_of_0():
+    """The value is the mean reward of first steps under the target; there are no marginal ratios of later ones."""
+    data, table = simulated(seed=8)
+    target = target_actions(data, table)
+    found = linear.minimax_weight(data, target, one_hot, discount=0.0)
+    shown = data.mask
+    pairs = (data.observations * ACTIONS + np.where(shown, data.actions, 0))[shown]
+    means = np.bincount(pairs, data.rewards[shown], minlength=STATES * ACTIONS) / np.maximum(
+        np.bincount(pairs, minlength=STATES * ACTIONS), 1
+    )
+    expected = np.mean(np.sum(table * means.reshape(STATES, ACTIONS), axis=1)[data.observations[:, 0]])
+    assert float(found.value) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="gamma\\^t is 0 after 1 of 6 steps"):
+        linear.density_ratio(data, target, one_hot, discount=0.0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, linear_q, tabular
+from jaxrl_off.estimators.trajectory import corrected, linear_q, linear_systems, tabular
 from jaxrl_off.estimators.trajectory import transitions as tr
 from jaxrl_off.types import Trajectories
 
@@ -194,8 +194,8 @@ def test_moments_by_trajectory_are_those_of_all(data, target, counts, method, mo
         behaviour_probability=BEHAVIOUR[data.observations],
     )
     one = linear_q.linear_q_evaluation(data, target, **settings)
-    monkeypatch.setattr(linear_q, "_MOST_MOMENTS", 0)
-    linear_q.evaluated.clear_cache()
+    monkeypatch.setattr(linear_systems, "_MOST_MOMENTS", 0)
+    linear_systems.evaluated.clear_cache()
     other = linear_q.linear_q_evaluation(data, target, **settings)
     np.testing.assert_allclose(one.value, other.value, rtol=1e-9)
     np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=1e-8)
@@ -241,6 +241,7 @@ def test_value_has_a_gradient_in_rewards(data, target):
         (dict(features=lambda s: 1.0 * s), "a vector"),
         (dict(method="mrdr"), "behaviour_probability"),
         (dict(method="mrdr", behaviour_probability=np.zeros((N, HORIZON, ACTIONS))), "above 0"),
+        (dict(method="mrdr", behaviour_probability=np.full((N, HORIZON, ACTIONS), 0.4)), "sums to 1"),
         (dict(method="mrdr", horizon_exit=False), "horizon_exit=False"),
     ],
 )
@@ -250,7 +251,91 @@ def test_what_is_refused(data, target, options, message):
 
 
 def test_continuous_actions_are_refused_where_they_cannot_be(continuous):
-    with pytest.raises(ValueError, match="discrete actions"):
-        linear_q.fit_linear_q(*continuous, method="mrdr")
-    with pytest.raises(ValueError, match="target_log_prob"):
-        linear_q.fit_linear_q(*continuous, method="q_regression")
+    for method in ("q_regression", "mrdr"):
+        with pytest.raises(ValueError, match="target_log_prob"):
+            linear_q.fit_linear_q(*continuous, method=method)
+
+
+def as_numbers(data, target):
+    """Actions 0 and 1 as numbers, and their probabilities as weights of candidates."""
+    weights = target.weights
+    candidates = np.broadcast_to(np.arange(ACTIONS)[:, None] + 0.0, (*weights.shape, 1))
+    return data._replace(actions=data.actions[..., None] + 0.0), tr.TargetActions(candidates, weights)
+
+
+def joint(state, action):
+    """Features of pairs that are no table."""
+    s, a = state.astype(jnp.float64), action[0].astype(jnp.float64)
+    return jnp.stack([jnp.ones_like(s), s, a, s * a])
+
+
+def test_least_variance_of_continuous_actions_is_the_least_mean_square(data, target, counts):
+    """`rho_t R_t = (rho_t x_t - y_t) . theta` by NumPy's least squares, with weights `gamma^2t w_{t-1}^2`."""
+    numbers, candidates = as_numbers(data, target)
+    log_prob = np.log(TARGET)[data.observations, data.actions]
+    options = dict(target_log_prob=log_prob, features=joint, ridge=1e-9, discount=DISCOUNT, counts=counts)
+    found = linear_q.fit_linear_q(numbers, candidates, method="mrdr", **options)
+
+    def x(s, a):
+        return np.array([1.0, s, a, s * a])
+
+    design, response = [], []
+    for i in range(N):
+        length = int(data.mask[i].sum())
+        s, a, r = (np.asarray(column[i, :length]) for column in (data.observations, data.actions, data.rewards))
+        ratio = TARGET[s, a] / BEHAVIOUR[s, a]
+        w = np.cumprod(np.concatenate([[1.0], ratio]))
+        for t in range(length):
+            ahead = sum(DISCOUNT ** (k - t) * w[k + 1] / w[t + 1] * r[k] for k in range(t, length))
+            y = sum(TARGET[s[t], b] * x(s[t], b) for b in range(ACTIONS))
+            scale = np.sqrt(counts[i]) * DISCOUNT**t * w[t]
+            design.append(scale * (ratio[t] * x(s[t], a[t]) - y))
+            response.append(scale * ratio[t] * ahead)
+    # of two actions `rho x - y` are collinear in each of three states: four parameters are not told apart
+    design = np.array(design)
+    wanted = design @ np.linalg.lstsq(design, np.array(response), rcond=None)[0]
+    np.testing.assert_allclose(design @ np.asarray(found.parameters), wanted, atol=1e-5 * np.abs(wanted).max())
+    assert np.abs(wanted).max() > 0.1
+
+
+def test_least_variance_of_continuous_actions_has_less_than_none_and_than_fitting_returns():
+    """One step, rewards that are a parabola of the action and much noise of the ratio."""
+    rng = np.random.default_rng(3)
+    n, gap = 4000, 0.7
+    actions = rng.normal(size=(n, 1, 1))
+    rewards = 3.0 + actions[..., 0] + 0.3 * rng.normal(size=(n, 1))
+    yes = np.ones((n, 1), bool)
+    log_behaviour, log_target = (-0.5 * (actions[..., 0] - m) ** 2 for m in (0.0, gap))
+    data = Trajectories(np.zeros((n, 1, 1)), actions, rewards, log_behaviour, yes, yes, ~yes, None)
+    target = tr.target_actions(
+        data, lambda key, s: gap + jax.random.normal(key, s.shape), samples=200, key=jax.random.key(0)
+    )
+    # a constant, so that the action's effect cannot be had
+    options = dict(features=lambda s, a: jnp.ones(1), target_log_prob=log_target, ridge=0.0)
+    constant = {
+        method: linear_q.fit_linear_q(data, target, method=method, **options) for method in ("mrdr", "q_regression")
+    }
+    errors = {
+        method: float(corrected.doubly_robust(data, log_target, fit.values.q, fit.values.v).standard_error)
+        for method, fit in constant.items()
+    }
+    errors["none"] = float(corrected.doubly_robust(data, log_target, np.zeros((n, 1)), np.zeros((n, 1))).standard_error)
+    # rho R = (rho - 1) theta has its own slope, E[(rho - 1) rho R] / E[(rho - 1)^2], which is not E[rho R]
+    assert errors["mrdr"] < 0.98 * errors["q_regression"] < errors["none"]
+
+
+def test_features_that_are_not_finite_and_several_policies_are_refused(data, target):
+    with pytest.raises(ValueError, match="features must be finite"):
+        linear_q.fit_linear_q(data, target, features=lambda s: one_hot(s) / (0.0 * s))
+    several = target._replace(weights=jnp.stack([target.weights, target.weights]))
+    with pytest.raises(ValueError, match="one policy"):
+        linear_q.fit_linear_q(data, several, features=one_hot)
+
+
+def test_a_discount_of_0_and_a_single_trajectory(data, target):
+    """Q is the mean reward of a pair; the standard error of one row is not known, and no number is lost."""
+    found = linear_q.fit_linear_q(data, target, features=one_hot, ridge=0.0, discount=0.0)
+    shown = data.mask & (data.observations == 1) & (data.actions == 0)
+    np.testing.assert_allclose(np.asarray(found.parameters).reshape(ACTIONS, STATES)[0, 1], data.rewards[shown].mean())
+    one = jax.tree.map(lambda x: x[:1], (data, target))
+    assert np.isfinite(linear_q.linear_q_evaluation(*one, features=one_hot, discount=DISCOUNT).value)

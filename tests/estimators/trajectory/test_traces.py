@@ -205,3 +205,41 @@ def test_behaviour_probabilities_are_needed_by_those_with_ratios_alone(data, tar
     with pytest.raises(ValueError, match="behaviour_log_prob"):
         traces.fit_traces(without, target)
     assert np.isfinite(traces.fit_traces(without, target, trace="tree_backup", features=one_hot).parameters).all()
+
+
+@pytest.mark.parametrize("trace", ["importance_sampling", "td"])
+def test_products_of_a_thousand_ratios_do_not_overflow(trace):
+    """Ratios of 4 over 1,000 steps, `4^1000` beyond every number: the solution is that of the last steps, and finite."""
+    n, horizon = 6, 1000
+    rng = np.random.default_rng(0)
+    yes = np.ones((n, horizon), bool)
+    last = yes & (np.arange(horizon) == horizon - 1)
+    actions = np.zeros((n, horizon), int)
+    rewards = rng.normal(1.0, 0.1, size=(n, horizon))
+    log_prob = np.full((n, horizon), np.log(0.25))
+    data = Trajectories(np.zeros((n, horizon), int), actions, rewards, log_prob, yes, last, ~yes, None)
+    target = tr.target_actions(data, [[1.0, 0.0]])
+    found = traces.trace_evaluation(
+        data, target, trace=trace, lambda_=1.0, features=lambda s: jnp.ones(1), discount=0.9, ridge=0.0
+    )
+    assert np.isfinite(float(found.value))
+    assert 0.0 < float(found.value) < 11.0
+    assert np.isfinite(float(found.standard_error))
+
+
+def test_scaled_eligibilities_are_eligibilities(data, monkeypatch):
+    """With a bound that is reached they are what they are, times one number."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        features, coefficient = rng.normal(size=(4, 6, 3)), rng.uniform(0.0, 5.0, size=(4, 6))
+        given = jnp.asarray(features), jnp.asarray(coefficient)
+        plain = np.asarray(traces._eligibility(*given))
+        monkeypatch.setattr(traces, "_LARGEST", 1.0)
+        scaled = np.asarray(traces._eligibility(*given))
+    wanted = np.zeros((4, 6, 3))
+    for t in range(6):
+        wanted[:, t] = features[:, t] + (coefficient[:, t, None] * wanted[:, t - 1] if t else 0.0)
+    np.testing.assert_allclose(plain, wanted, rtol=1e-12)
+    factor = scaled[0, 0, 0] / plain[0, 0, 0]
+    assert 0.0 < factor < 1.0
+    np.testing.assert_allclose(scaled, factor * plain, rtol=1e-10)

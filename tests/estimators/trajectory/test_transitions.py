@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl_off.estimators.trajectory import common, tabular_steps
 from jaxrl_off.estimators.trajectory import transitions as tr
+from jaxrl_off.estimators.trajectory.target_policy import one_policy
 from jaxrl_off.types import Trajectories
 
 LENGTHS = np.array([3, 1, 4, 2])
@@ -198,3 +199,31 @@ def test_observations_that_are_not_finite_are_refused_where_they_count():
 def test_policies_that_are_refused(policy, options, message):
     with pytest.raises(ValueError, match=message):
         tr.target_actions(made(), policy, **options)
+
+
+def test_data_that_leave_nothing_to_learn_from_are_refused():
+    """Single steps that do not end, and nobody knows what they led to."""
+    one = np.ones((3, 1), bool)
+    data = Trajectories(np.zeros((3, 1), int), np.zeros((3, 1), int), np.ones((3, 1)), None, one, ~one, ~one, None)
+    target = tr.target_actions(data, POLICY)
+    with common.float64(data):
+        assert float(tr.transitions_of(data, target).used.sum()) == 3.0
+        with pytest.raises(ValueError, match="no step to learn from"):
+            tr.transitions_of(data, target, horizon_exit=False)
+
+
+def test_steps_are_usable_whether_they_count_or_not():
+    data = made(final=False)
+    target = tr.target_actions(data, POLICY)
+    with common.float64(data):
+        found = tr.transitions_of(data, target, counts=[1.0, 0.0, 1.0, 0.0], horizon_exit=False)
+    assert np.array_equal(np.asarray(found.usable).sum(axis=1), [3, 0, 3, 1])
+    assert np.array_equal(np.asarray(found.used).sum(axis=1), [3, 0, 3, 0])
+
+
+def test_one_policy_is_one():
+    data = made()
+    target = tr.target_actions(data, POLICY)
+    assert one_policy(target) is target
+    with pytest.raises(ValueError, match="one policy"):
+        one_policy(target._replace(weights=jnp.stack([target.weights, target.weights])))
