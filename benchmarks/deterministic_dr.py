@@ -11,7 +11,7 @@ truths in closed form and rates that were derived. All nuisances are fitted and 
 * robustness: their `gradient2.py`, with noise in the nuisances, or with nuisances that are wrong;
 * forms: their `gradient3.py` and `gradient4.py`, where to smooth;
 * learning: their `all.py`, policies learned on each objective, and intervals on other data;
-* control: Pendulum, see `deterministic_control`.
+* control: Pendulum and MuJoCo's inverted pendulum, see `deterministic_control`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         forms=((800, 10, 0.08),),
         learning=dict(count=400, horizon=10, repetitions=4),
         objectives=("marginal_doubly_robust", "marginal_importance_sampling"),
-        control=0,
+        control=(),
     ),
     "cpu": dict(
         horizons=(5, 10, 20, 50),
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         forms=((800, 30, 0.05), (1600, 10, 0.08)),
         learning=dict(count=800, horizon=50, repetitions=8),
         objectives=(*CUMULATIVE, *MARGINAL, "deterministic_policy_gradient"),
-        control=4000,
+        control=(("Pendulum", 4000), ("InvertedPendulum", 4000)),
     ),
 }
 
@@ -345,11 +345,11 @@ def learning(count: int, horizon: int, objective: str, repetitions: int) -> dict
     }
 
 
-def control(count: int) -> dict[str, Any]:
+def control(task: str, count: int) -> dict[str, Any]:
     """See `deterministic_control`."""
-    from benchmarks.deterministic_control import pendulum
+    from benchmarks.deterministic_control import control as learned
 
-    return pendulum(count)
+    return learned(task, count)
 
 
 RUNNERS = {
@@ -381,8 +381,8 @@ def cases_of(preset: dict[str, Any]) -> list[Case]:
         add("forms", count * horizon * reps, count=count, horizon=horizon, noise=noise, repetitions=reps)
     for objective in preset["objectives"]:
         add("learning", 1e7, objective=objective, **preset["learning"])
-    if preset["control"]:
-        add("control", 1.0, count=preset["control"])
+    for task, count in preset["control"]:
+        add("control", 1e6, task=task, count=count)
     return made
 
 

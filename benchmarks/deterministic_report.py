@@ -123,11 +123,18 @@ def _control(cases: list[dict[str, Any]]) -> list[Table]:
             [
                 row["policy"],
                 f"{row['value']:.1f} [{row['lower']:.1f}, {row['upper']:.1f}]",
+                f"{row['effective']:.2g}",
                 f"{row['truth']:.1f} ± {row['truth_error']:.1g}",
             ]
             for row in case["rows"]
         ]
-        made.append((case["title"], ["policy", "held-out estimate [95 %]", "true value"], lines))
+        made.append(
+            (
+                case["title"],
+                ["policy", "held-out estimate [95 %]", "smallest effective sample size", "true value"],
+                lines,
+            )
+        )
     return made
 
 
