@@ -9,8 +9,8 @@ Logged actions are those of gains that are too small, with normal noise; all gai
 episodes.
 
 Neither a polynomial q nor a normal ratio is right here, and intervals know nothing of that: estimates with sieves of two
-degrees stand side by side, beside the smallest effective sample size of a step. Where that is a few trajectories, the estimate is
-the direct method's and the interval says nothing.
+degrees stand side by side, beside the smallest effective sample size of a step. Where that is a few trajectories, the estimate
+is the direct method's and the interval says nothing.
 """
 
 from __future__ import annotations

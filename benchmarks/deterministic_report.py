@@ -128,13 +128,8 @@ def _control(cases: list[dict[str, Any]]) -> list[Table]:
             ]
             for row in case["rows"]
         ]
-        made.append(
-            (
-                case["title"],
-                ["policy", "held-out estimate [95 %]", "smallest effective sample size", "true value"],
-                lines,
-            )
-        )
+        header = ["policy", "held-out estimate [95 %]", "smallest effective sample size", "true value"]
+        made.append((case["title"], header, lines))
     return made
 
 
