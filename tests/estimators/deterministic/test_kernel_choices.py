@@ -21,7 +21,7 @@ def grid(low, high, size, points=201):
     return np.stack(axes, axis=-1).reshape(-1, size), (edges[1] - edges[0]) ** size
 
 
-TURN = np.array([[1.2, 0.3], [0.3, (1 + 0.09) / 1.2]])  # of determinant 1
+TURN = np.array([[1.2, 0.5], [0.1, (1 + 0.05) / 1.2]])  # of determinant 1, and not symmetric
 
 
 @pytest.mark.parametrize("kernel", SMOOTHING_KERNELS)
