@@ -34,7 +34,9 @@ def recorded(tmp_path_factory):
     assert cli.main(["train", "--preset", "ppo", *arguments]) == 0
     sizes = ["--episodes", "30", "--num-envs", "10", "--horizon", "40"]
     assert cli.main(["collect", str(data), "--kind", "trajectories", "--run", str(run), *sizes]) == 0
-    return folder, run, data
+    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once, and compiles for longer than that
+    yield folder, run, data
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_a_policy_judged_by_its_own_data(recorded, capsys):

@@ -313,6 +313,29 @@ def test_processes_that_never_end_are_flagged():
     assert float(values[0, 2]) == pytest.approx(3.0)
 
 
+def test_what_cells_tell():
+    """Shares of weight, effective steps and mass without weight by hand, under multiplicities and a discount."""
+    data, log_ratio, states, final = simulated(6, zeros=0.25)
+    counts = np.random.default_rng(6).integers(1, 4, 12).astype(float)
+    settings = dict(discount=0.8, window=1, counts=counts)
+    found = star(data, log_ratio, states, 5, **settings).diagnostics
+    weights = np.where(data.mask, np.exp(log_ratio), 0.0) * 0.8 ** np.arange(6)
+    cells = [states == cell for cell in range(5)]
+    total = np.array([(counts[:, None] * weights)[here].sum() for here in cells])
+    squares = np.array([(counts[:, None] * weights**2)[here].sum() for here in cells])
+    process = abstract_reward_process(data, log_ratio, states, 5, **settings)
+    np.testing.assert_allclose(process.visits, total / total.sum(), rtol=1e-12)
+    assert float(found["smallest_visit"]) == pytest.approx(np.min(total[:4] ** 2 / squares[:4]), rel=1e-12)
+    assert float(found["visited_states"]) == 4.0
+    # cell 0 loses all its weight, and is got into from others
+    empty = np.where(states == 0, -np.inf, log_ratio)
+    lost = star(data, empty, states, 5, **settings).diagnostics
+    _, eta, transition, _ = written_out(data, empty, states, 5, final, **settings)
+    visits = np.linalg.solve(np.eye(5) - 0.8 * transition.T, eta)
+    assert float(lost["unsupported_mass"]) == pytest.approx(visits[0], rel=1e-12)
+    assert visits[0] > eta[0] + 0.01
+
+
 def test_condition_is_that_of_the_system():
     data, log_ratio, states, final = simulated(5, zeros=0.0)
     found = star(data, log_ratio, states, 4, discount=0.9, level=0.9)

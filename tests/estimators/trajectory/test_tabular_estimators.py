@@ -405,11 +405,13 @@ def test_marginalised_is_by_log_probabilities():
     np.testing.assert_allclose(found[:5], expected[:5], rtol=1e-12)
     steps = np.random.default_rng(0).normal(size=data.mask.shape)
     ratio = np.where(data.mask, np.exp(steps), 0.0)
-    marginal, value = np.bincount(states[:, 0], minlength=STATES) / 40, 0.0
+    marginal, value, masses, weight = np.bincount(states[:, 0], minlength=STATES) / 40, 0.0, [], np.zeros(40)
     for t in range(6):
         here = np.eye(STATES)[states[:, t]] * data.mask[:, [t]]
         visits = np.maximum(here.sum(0), 1.0)
         rewards = np.where(data.mask[:, t], data.rewards[:, t], 0.0)
+        masses.append(marginal.sum())
+        weight += (marginal / visits)[states[:, t]] * ratio[:, t]
         value += GAMMA**t * marginal @ ((rewards * ratio[:, t]) @ here / visits)
         if t < 5:
             following = np.eye(STATES)[states[:, t + 1]] * data.mask[:, [t + 1]]
@@ -417,6 +419,9 @@ def test_marginalised_is_by_log_probabilities():
     free = data._replace(actions=np.zeros((40, 6, 2)))
     found = ratios.marginalised_is(free, target, target_log_prob=data.behaviour_log_prob + steps, discount=GAMMA)
     assert float(found.value) == pytest.approx(value, rel=1e-12)
+    assert float(found.diagnostics["largest_mass"]) == pytest.approx(max(masses), rel=1e-12)
+    assert max(masses) > 1.01
+    assert float(found.effective_sample_size) == pytest.approx(weight.sum() ** 2 / np.sum(weight**2), rel=1e-12)
 
 
 def test_values_on():

@@ -172,6 +172,9 @@ def test_clip_gives_a_largest_weight():
     np.testing.assert_allclose((found.lower, found.upper), (same.lower, same.upper), rtol=1e-12)
     width = DISCOUNT ** np.arange(3) @ largest * np.sqrt(np.log(2 / 0.1) / 80)
     assert float(found.upper - found.value) == pytest.approx(width, rel=1e-12)
+    windowed = weighted.pdis(data, target(data), reward_range=(0.0, 1.0), window=2, **options)
+    width = DISCOUNT ** np.arange(3) @ 1.2 ** np.array([1, 2, 2]) * np.sqrt(np.log(2 / 0.1) / 80)
+    assert float(windowed.upper - windowed.value) == pytest.approx(width, rel=1e-12)
 
 
 def test_ranges_may_be_arrays():

@@ -196,6 +196,37 @@ def test_long_horizons_do_not_overflow():
     assert float(cut.diagnostics["largest_log_weight"]) == pytest.approx(3000.0)
 
 
+def test_what_weights_tell():
+    """Every diagnostic by hand, of trajectories that count several times or not at all."""
+    data, log_ratio, *_ = simulated()
+    random = np.random.default_rng(2)
+    counts = random.integers(0, 3, 40).astype(float)
+    weights = np.exp(np.sum(np.where(data.mask, log_ratio, 0.0), axis=1))
+    counts[np.argmax(weights)], estimated = 0.0, random.random(40) < 0.5
+    total, kept, lengths = counts.sum(), counts > 0, data.mask.sum(axis=1)
+    mean, whole = counts @ weights / total, counts @ weights
+    error = np.sqrt(counts @ (weights - mean) ** 2 / (total * (total - 1)))
+    expected = {
+        "rows": total,
+        "mean_weight": mean,
+        "mean_weight_z": (mean - 1) / error,
+        "largest_share": weights[kept].max() / whole,
+        "largest_log_weight": np.log(weights[kept].max()),
+        "mean_length": counts @ lengths / total,
+        "behaviour_estimated": counts @ estimated / total,
+        "finite": 1.0,
+    }
+    effective = whole**2 / (counts @ weights**2)
+    for below in (0.0, 1.0):
+        found = weighted.wis(
+            data._replace(behaviour_estimated=estimated), log_ratio, counts=counts, floor=effective + 0.2 * below - 0.1
+        )
+        assert float(found.effective_sample_size) == pytest.approx(effective, rel=1e-12)
+        assert set(found.diagnostics) == {*expected, "below_floor"}
+        for name, value in (expected | {"below_floor": below}).items():
+            assert float(found.diagnostics[name]) == pytest.approx(value, rel=1e-12), name
+
+
 def test_weights_that_are_all_zero():
     data, log_ratio, *_ = simulated()
     nothing = np.full_like(log_ratio, -np.inf)
