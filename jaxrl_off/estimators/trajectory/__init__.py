@@ -9,8 +9,9 @@
 | `star`, `abstractions`, `star_selection` | abstract reward processes, their abstractions, and rules that choose among them |
 | `tabular`, `tabular_occupancy` | finite states and actions: models, action values, marginal ratios, DICE |
 | `linear_q`, `linear_occupancy`, `traces` | linear features in closed form: LSTD-Q, regressions, Retrace and its kin, DICE |
-| `fitted_q`, `fitted_model`, `network_occupancy` | networks: fitted Q-evaluation, models, DICE and minimax weights |
-| `transitions` | what the target policy would do in every state, `target_actions`, for all that fit functions |
+| `linear_features`, `linear_systems` | the features and systems of these, and what is done where there is no fixed point |
+| `fitted_q`, `fitted_model`, `network_occupancy` | networks: fitted Q-evaluation and minimax Q, models, DICE and minimax weights |
+| `target_policy`, `transitions` | what the target would do in every state, `target_actions`; steps, for all that fit functions |
 | `streaming` | estimates of trajectories that do not fit into memory |
 | `suite` | `evaluate` and its table of estimators |
 """
@@ -24,7 +25,7 @@ from jaxrl_off.estimators.trajectory.corrected import (
     weighted_doubly_robust,
 )
 from jaxrl_off.estimators.trajectory.suite import evaluate
-from jaxrl_off.estimators.trajectory.transitions import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
 from jaxrl_off.estimators.trajectory.weighted import (
     cwpdis,
     empirical_likelihood,

@@ -101,7 +101,8 @@ def fit_traces(
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
     with common.float64(trajectories, target, counts, target_log_prob):
         rows, steps, columns = _prepared(trajectories, target, trace, lambda_, features, target_log_prob, options)
-        parameters = linear_systems.solved(rows, steps.counts, jnp.asarray(ridge, jnp.float64))
+        rounds = jnp.shape(trajectories.rewards)[1] if horizon_exit else None
+        parameters = linear_systems.solved(rows, steps.counts, jnp.asarray(ridge, jnp.float64), rounds=rounds)
         q, v = (x @ parameters for x in columns)
         return LinearQ(action_values(q, v, trajectories), parameters)
 
@@ -132,7 +133,9 @@ def trace_evaluation(
     with common.float64(trajectories, target, counts, target_log_prob):
         rows, steps, _ = _prepared(trajectories, target, trace, lambda_, features, target_log_prob, options)
         size = common.resample_size(counts)
-        return linear_systems.evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), settings=checked, size=size)
+        rounds = jnp.shape(trajectories.rewards)[1] if horizon_exit else None
+        shared = dict(settings=checked, size=size, rounds=rounds)
+        return linear_systems.evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), **shared)
 
 
 def _prepared(
@@ -166,7 +169,9 @@ def _prepared(
         q, v = linear_columns(transitions, features)
     following = (transitions.discount * transitions.continues)[..., None] * v[:, 1:]
     weight = transitions.used * correction
-    return Rows(weight, _eligibility(q, coefficient), q - following, steps.rewards, v[:, 0]), steps, (q, v)
+    bound = linear_systems.bound_of(transitions.discount, transitions.mask.shape, options["horizon_exit"])
+    rows = (weight, _eligibility(q, coefficient), q - following, steps.rewards, v[:, 0])
+    return Rows(*rows, plain=q, bound=bound), steps, (q, v)
 
 
 def _coefficient(transitions: Transitions, trace: str, ratio: Array) -> Array:

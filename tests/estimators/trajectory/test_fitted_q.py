@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from jaxrl_off.envs import chain
-from jaxrl_off.estimators.trajectory import corrected, fitted_q, tabular
+from jaxrl_off.estimators.trajectory import corrected, fitted_q, q_training, tabular
 from jaxrl_off.estimators.trajectory import transitions as tr
 from jaxrl_off.types import Trajectories
 
 HORIZON, N, DISCOUNT = 4, 300, 0.98
 CONFIG = fitted_q.FittedQConfig(sizes=(32,), updates=3000, batch_size=64, learning_rate=0.01)
 BRIEF = CONFIG.replace(updates=20, target_period=10, members=2)
+MINIMAX = fitted_q.MinimaxQConfig(sizes=(32,), updates=3000, batch_size=128, features=128, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,8 @@ def test_replaced_copies_learn_as_well(numbered, data, target, policy):
     assert found.lower <= found.value <= found.upper
 
 
-def test_continuous_actions_against_the_exact_value():
+@pytest.mark.parametrize("config", [CONFIG.replace(sizes=(32, 32), updates=2000), MINIMAX.replace(sizes=(32, 32))])
+def test_continuous_actions_against_the_exact_value(config):
     """`s' = (s + a) / 2`, `r = s - a^2`, the target has `a = s / 2`: V is a parabola. The process does not end."""
     rng = np.random.default_rng(0)
     n, horizon, discount = 400, 4, 0.5
@@ -107,7 +109,6 @@ def test_continuous_actions_against_the_exact_value():
         100.0 + 30.0 * states[:, -1, None],
     )
     target = tr.target_actions(data, lambda key, s: 0.5 * (s - 100.0) / 30.0, samples=1, key=jax.random.key(0))
-    config = CONFIG.replace(sizes=(32, 32), updates=2000)
     fit = fitted_q.fit_network_q(data, target, jax.random.key(0), config, discount=discount, horizon_exit=False)
 
     def value(s):
@@ -122,17 +123,18 @@ def test_continuous_actions_against_the_exact_value():
     np.testing.assert_allclose(np.asarray(fit.values.final)[inner], value(states[:, -1])[inner], atol=200.0)
 
 
-def test_policies_at_once_are_policies_one_by_one(data, target, numbered):
+@pytest.mark.parametrize("config", [BRIEF, MINIMAX.replace(updates=10, members=2)])
+def test_policies_at_once_are_policies_one_by_one(data, target, numbered, config):
     other = tr.target_actions(
         numbered._replace(final_observation=np.zeros(N, int)), np.full((len(data.observations[0, 0]), 2), 0.5)
     )
     both = jax.tree.map(lambda *x: jnp.stack(x), target, other)
-    together = fitted_q.fit_network_q(data, both, jax.random.key(0), BRIEF, discount=DISCOUNT)
+    together = fitted_q.fit_network_q(data, both, jax.random.key(0), config, discount=DISCOUNT)
     for i, one in enumerate((target, other)):
-        alone = fitted_q.fit_network_q(data, one, jax.random.key(0), BRIEF, discount=DISCOUNT)
+        alone = fitted_q.fit_network_q(data, one, jax.random.key(0), config, discount=DISCOUNT)
         np.testing.assert_allclose(together.values.q[i], alone.values.q, atol=1e-5)
         np.testing.assert_allclose(together.member_values[i], alone.member_values, atol=1e-5)
-    estimates = fitted_q.fitted_q_evaluation(data, both, jax.random.key(0), BRIEF, discount=DISCOUNT, level=0.9)
+    estimates = fitted_q.fitted_q_evaluation(data, both, jax.random.key(0), config, discount=DISCOUNT, level=0.9)
     assert estimates.value.shape == estimates.lower.shape == (2,)
     np.testing.assert_allclose(estimates.value, together.member_values.mean(axis=1), rtol=1e-6)
 
@@ -170,14 +172,14 @@ def test_trajectories_that_count_nothing_are_not_learned_from(data, target):
 
 
 def test_cross_fitting_compiles_once(data, target):
-    fitted_q._learn.clear_cache()
+    q_training.learn.clear_cache()
 
     def fit(counts):
         return fitted_q.fit_network_q(data, target, jax.random.key(0), BRIEF, discount=DISCOUNT, counts=counts).values
 
     found = corrected.cross_fitted(fit, np.ones(N), folds=3)
     assert np.isfinite(found.q).all()
-    assert fitted_q._learn._cache_size() == 1
+    assert q_training.learn._cache_size() == 1
 
 
 @pytest.mark.parametrize("change", [dict(updates=0), dict(sizes=()), dict(activation="cube"), dict(bootstrap=True)])
@@ -190,3 +192,47 @@ def test_intervals_that_a_bootstrap_of_fits_has_not(data, target):
     config = BRIEF.replace(bootstrap=True)
     with pytest.raises(ValueError, match="student_t and"):
         fitted_q.fitted_q_evaluation(data, target, jax.random.key(0), config, level=0.9, interval="bca")
+
+
+@pytest.fixture(scope="module")
+def minimax(data, target):
+    return fitted_q.fit_network_q(data, target, jax.random.key(0), MINIMAX, discount=DISCOUNT)
+
+
+def test_minimax_q_comes_to_the_value_of_the_counted_model(numbered, policy, minimax):
+    """With one-hot states the Bellman equations of a table, which the kernel's features have all of, hold on average."""
+    model = tabular.model_based(numbered, policy, discount=DISCOUNT)
+    assert abs(float(minimax.member_values[0]) - float(model.value)) < 0.05
+    wanted = tabular.values_on(numbered, tabular.tabular_q(numbered, policy, discount=DISCOUNT), policy)
+    assert np.sqrt(np.mean((np.asarray(minimax.values.q) - np.asarray(wanted.q)) ** 2)) < 0.15
+    assert abs(float(minimax.losses[0, -1])) < 0.02 * float(minimax.losses[0, 0])
+
+
+def test_minimax_q_solves_its_equations_and_not_those_of_the_behaviour_policy(numbered, policy, minimax):
+    """Temporal differences by state and action have mean 0, those of the residual gradient with r + gamma V' alone do not."""
+    q, v = np.asarray(minimax.values.q), np.asarray(minimax.values.v)
+    goes_on = np.concatenate([numbered.mask[:, 1:], np.zeros((N, 1), bool)], axis=1) & ~numbered.terminated
+    following = np.where(goes_on, np.concatenate([v[:, 1:], np.zeros((N, 1))], axis=1), 0.0)
+    error = np.where(numbered.mask, numbered.rewards + DISCOUNT * following - q, 0.0)
+    pairs = (numbered.observations * 2 + numbered.actions)[numbered.mask]
+    means = np.bincount(pairs, error[numbered.mask]) / np.maximum(np.bincount(pairs), 1)
+    often = np.bincount(pairs) > 40
+    assert np.abs(means[often]).max() < 0.15
+    assert np.abs(error[numbered.mask]).mean() > 0.3  # what is left is noise of rewards and transitions
+
+
+def test_minimax_q_without_a_discount_and_with_a_bootstrap(numbered, data, target, policy):
+    config = MINIMAX.replace(updates=1500, members=12, bootstrap=True)
+    found = fitted_q.fitted_q_evaluation(data, target, jax.random.key(0), config, level=0.9)
+    model = tabular.model_based(numbered, policy)
+    assert abs(float(found.value) - float(model.value)) < 0.1
+    assert 0.4 < float(found.standard_error) / float(model.standard_error) < 2.5
+    assert found.lower < found.value < found.upper
+
+
+@pytest.mark.parametrize(
+    "change", [dict(features=0), dict(batch_size=1), dict(activation="cube"), dict(bootstrap=True)]
+)
+def test_settings_of_minimax_q_that_are_refused(change):
+    with pytest.raises(ValueError, match="must|needs"):
+        MINIMAX.replace(**change)

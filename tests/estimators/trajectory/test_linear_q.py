@@ -144,8 +144,9 @@ def test_least_variance_minimises_its_own_objective(data, target):
 @pytest.mark.parametrize("features", ["linear", "quadratic"])
 def test_continuous_actions_against_a_loop(continuous, counts, features):
     data, target = continuous
-    ridge = 0.01
-    found = linear_q.fit_linear_q(data, target, features=features, ridge=ridge, discount=DISCOUNT, counts=counts)
+    # of far candidates, of whose squares few data tell: with more of a discount there is no fixed point
+    ridge, discount = 0.01, 0.9 if features == "linear" else 0.2
+    found = linear_q.fit_linear_q(data, target, features=features, ridge=ridge, discount=discount, counts=counts)
     shown = (data.mask * counts[:, None]).astype(int)
     rows = np.repeat(
         np.concatenate([data.observations, data.actions[..., None]], -1)[data.mask], shown[data.mask], axis=0
@@ -168,7 +169,7 @@ def test_continuous_actions_against_a_loop(continuous, counts, features):
         for t in range(length):
             now = x(data.observations[i, t], data.actions[i, t, None])
             after = y(i, t + 1, data.observations[i, t + 1]) if t + 1 < length else 0.0
-            system += counts[i] * np.outer(now, now - DISCOUNT * after)
+            system += counts[i] * np.outer(now, now - discount * after)
             response += counts[i] * now * data.rewards[i, t]
             steps += counts[i]
     theta = np.linalg.solve(system / steps + ridge * np.eye(size), response / steps)
@@ -178,7 +179,7 @@ def test_continuous_actions_against_a_loop(continuous, counts, features):
     if not data.terminated[3].any():
         np.testing.assert_allclose(found.values.final[3], y(3, length, data.final_observation[3]) @ theta)
     value = linear_q.linear_q_evaluation(
-        data, target, features=features, ridge=ridge, discount=DISCOUNT, counts=counts
+        data, target, features=features, ridge=ridge, discount=discount, counts=counts
     ).value
     wanted = sum(counts[i] * y(i, 0, data.observations[i, 0]) @ theta for i in range(N)) / counts.sum()
     np.testing.assert_allclose(value, wanted, rtol=1e-8)

@@ -149,3 +149,11 @@ def test_what_cannot_be_meant(walk):
         networks.gen_dice(one_hot, target, key, BRIEF, discount=GAMMA, members=3)
     with pytest.raises(ValueError, match="at least 2"):
         OccupancyConfig(batch_size=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_functions_of_methods_know_their_names(method):
+    function = getattr(networks, method)
+    assert function.__name__ == method
+    assert "discount" in function.__doc__
+    assert function.__module__ == networks.__name__
