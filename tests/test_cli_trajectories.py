@@ -34,7 +34,9 @@ def recorded(tmp_path_factory):
     assert cli.main(["train", "--preset", "ppo", *arguments]) == 0
     sizes = ["--episodes", "30", "--num-envs", "10", "--horizon", "40"]
     assert cli.main(["collect", str(data), "--kind", "trajectories", "--run", str(run), *sizes]) == 0
-    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once, and compiles for longer than that
+    jax.config.update(
+        "jax_disable_most_optimizations", True
+    )  # each program runs once, and compiles for longer than that
     yield folder, run, data
     jax.config.update("jax_disable_most_optimizations", False)
 
@@ -261,7 +263,7 @@ def test_few_effective_trajectories_are_told(recorded, capsys):
         (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--interval", "exact"], "interval must be one of"),
         (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--folds", "1"], "--folds must be at least 2"),
         (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--cells", "0"], "--cells must be at least 1"),
-        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN"], "nowhere"),
+        (["estimate", "trajectories", "NOWHERE", "--policy", "RUN"], "--kind trajectories --run RUN` records one"),
         (
             ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "retrace", "--q", "mlp"],
             "retrace has a closed form alone",

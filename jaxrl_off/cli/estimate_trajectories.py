@@ -123,6 +123,10 @@ def _check(options: EstimateTrajectories, names: list[str]) -> None:
 def _read(options: EstimateTrajectories) -> Trajectories:
     from jaxrl_off.data import trajectories
 
+    if not options.data.is_file():
+        raise FileNotFoundError(
+            f"there is no file {options.data}; `jaxrl-off collect {options.data} --kind trajectories --run RUN` records one."
+        )
     if options.data.suffix.lower() in (".hdf5", ".h5"):
         read = trajectories.read_hdf5(options.data, behaviour_log_prob=options.behaviour_log_prob)
     elif options.behaviour_log_prob is not None:
@@ -340,7 +344,7 @@ def _print(options: EstimateTrajectories, rows: list[dict[str, Any]], note: str 
         )
         for row in rows
     ]
-    columns = ("estimator", "value", "lower", "upper", "trajectories", "effective", "mean weight")
+    columns = ("estimator", "value", "lower", "upper", "logged", "effective", "mean weight")
     table(
         f"{options.data}: value of the policy of {options.policy}, {100 * options.level:g}% intervals", columns, lines
     )
