@@ -144,7 +144,7 @@ def evaluate(
     with common.float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, **shared)
         nuisances = _checked(method, nuisances, ratios, derivatives=False)
-        size = common.resample_size(counts)
+        size = common.resample_size(counts, drawn=checked.drawn)
         return _evaluated(
             ratios.steps, nuisances, method=chosen, normalised=self_normalised, settings=checked, size=size
         )
@@ -195,7 +195,9 @@ def gradient(
     with common.float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, scores=True, **shared)
         nuisances = _checked(method, nuisances, ratios, derivatives=True)
-        options = dict(normalised=self_normalised, settings=checked, size=common.resample_size(counts))
+        options = dict(
+            normalised=self_normalised, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+        )
         found = _gradient(ratios.steps, ratios.scores, nuisances, method=chosen, **options)
         return restored(found, ravel_pytree(ratios.parameters)[1])
 

@@ -128,7 +128,7 @@ def deterministic_policy_gradient(
         slopes, ratio = jnp.where(mask[..., None], slopes, 0.0), jnp.where(mask, ratio, 0.0)
         if common.is_concrete(slopes, ratio) and not bool(jnp.all(jnp.isfinite(slopes)) & jnp.all(ratio >= 0)):
             raise ValueError("action_gradient must be finite, and the ratio not negative, at all steps that were made.")
-        options = dict(policy=policy, settings=checked, size=common.resample_size(counts))
+        options = dict(policy=policy, settings=checked, size=common.resample_size(counts, drawn=checked.drawn))
         found = _plugged_in(ratios.steps, ratios.observations, ratios.parameters, slopes, ratio, **options)
         return restored(found, ravel_pytree(ratios.parameters)[1])
 

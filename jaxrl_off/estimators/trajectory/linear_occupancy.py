@@ -312,4 +312,6 @@ def _estimate(
     with common.float64(trajectories, target, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = _columns(transitions_of(trajectories, target, **options), features)
-        return tables.run(columns, method=_METHODS[method], settings=checked, size=common.resample_size(counts))
+        return tables.run(
+            columns, method=_METHODS[method], settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+        )

@@ -157,7 +157,7 @@ def linear_q_evaluation(
     policies = target_log_prob, behaviour_probability
     with common.float64(trajectories, target, counts, target_log_prob, behaviour_probability):
         _, steps, rows = _prepared(trajectories, target, method, features, policies, options)
-        size = common.resample_size(counts)
+        size = common.resample_size(counts, drawn=checked.drawn)
         shared = dict(rounds=_rounds(method, trajectories, horizon_exit), backward=method == "backward")
         return evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), settings=checked, size=size, **shared)
 

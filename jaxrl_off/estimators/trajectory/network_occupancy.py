@@ -175,7 +175,9 @@ def _estimator(method: str, summary: str) -> Callable[..., Estimate]:
         with common.float64(trajectories, target, discount, counts):
             options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
             fitted = _fitted(transitions_of(trajectories, target, **options), key, config or OccupancyConfig(), method)
-            return tables.run(fitted, method=_weighted, settings=checked, size=common.resample_size(counts))
+            return tables.run(
+                fitted, method=_weighted, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
+            )
 
     estimator.__name__ = estimator.__qualname__ = method
     estimator.__doc__ = summary + _ARGUMENTS

@@ -132,7 +132,7 @@ def trace_evaluation(
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
     with common.float64(trajectories, target, counts, target_log_prob):
         rows, steps, _ = _prepared(trajectories, target, trace, lambda_, features, target_log_prob, options)
-        size = common.resample_size(counts)
+        size = common.resample_size(counts, drawn=checked.drawn)
         rounds = jnp.shape(trajectories.rewards)[1] if horizon_exit else None
         shared = dict(settings=checked, size=size, rounds=rounds)
         return linear_systems.evaluated(rows, steps, jnp.asarray(ridge, jnp.float64), **shared)

@@ -56,6 +56,14 @@ def flat(tree):
     return np.concatenate([np.ravel(tree["gain"]), np.ravel(tree["offset"])])
 
 
+@pytest.mark.parametrize("estimator", [det.evaluate, det.gradient])
+def test_resamples_of_parts_of_trajectories_are_refused(data, estimator):
+    given = "cumulative_importance_sampling", data, policy, START, SMOOTHING
+    halves = np.full(N, 1.5)
+    with pytest.raises(ValueError, match=r"row 0 has 1.5.*interval='student_t'"):
+        estimator(*given, counts=halves, level=0.9, interval="bootstrap")
+
+
 @pytest.mark.parametrize("interval", ["normal", "bootstrap", "bca"])
 def test_bounds_of_each_parameter_are_those_of_the_mean_of_its_terms(data, terms, interval):
     found = estimated(data, level=0.9, interval=interval, resamples=200, seed=4)
