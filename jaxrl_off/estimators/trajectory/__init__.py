@@ -10,8 +10,8 @@
 | `tabular`, `tabular_occupancy` | finite states and actions: models, action values, marginal ratios, DICE |
 | `linear_q`, `linear_occupancy`, `traces` | linear features in closed form: LSTD-Q, regressions, Retrace and its kin, DICE |
 | `linear_features`, `linear_systems` | the features and systems of these, and what is done where there is no fixed point |
-| `fitted_q`, `fitted_model`, `network_occupancy` | networks: fitted Q-evaluation and minimax Q, models, DICE and minimax weights |
-| `target_policy`, `transitions` | what the target would do in every state, `target_actions`; steps, for all that fit functions |
+| `fitted_q`, `fitted_model`, `network_occupancy` | networks: fitted Q-evaluation, minimax Q, models, DICE, minimax weights |
+| `target_policy`, `transitions` | what the target would do in every state, `target_actions`; steps to fit functions to |
 | `streaming` | estimates of trajectories that do not fit into memory |
 | `suite` | `evaluate` and its table of estimators |
 """

@@ -69,7 +69,6 @@ class FittedQConfig:
             raise ValueError(f"bootstrap needs members of at least 2, got {self.members}; 10 or more tell a deviation.")
 
 
-@functools
 def curve_of(losses: Array) -> Array:
     """Means over stretches of the updates, `[L]`."""
     stretch = -(-len(losses) // _POINTS)
