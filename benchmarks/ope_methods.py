@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from benchmarks.ope_domains import Domain
-    from jaxrl_off.estimators.trajectory.transitions import TargetActions
+    from jaxrl_off.estimators.trajectory.target_policy import TargetActions
     from jaxrl_off.types import Array, Estimate, Trajectories
 
 LEVEL, MOST_PAIRS, FEW_PAIRS = 0.95, 2000, 100
@@ -54,7 +54,7 @@ def methods_of(domain: Domain) -> dict[str, Function]:
         traces,
         weighted,
     )
-    from jaxrl_off.estimators.trajectory.transitions import target_actions
+    from jaxrl_off.estimators.trajectory.target_policy import target_actions
 
     options: dict[str, Any] = dict(discount=domain.discount, level=LEVEL)
     exits = dict(horizon_exit=domain.horizon_exit)
@@ -65,8 +65,8 @@ def methods_of(domain: Domain) -> dict[str, Function]:
     def table(method: Callable[..., Estimate], **more: Any) -> Function:
         return lambda x: method(x.data, x.policy, **more, **options)
 
-    def linear(method: Callable[..., Estimate]) -> Function:
-        return lambda x: method(x.observed, x.target, features="quadratic", **exits, **options)
+    def linear(method: Callable[..., Estimate], **more: Any) -> Function:
+        return lambda x: method(x.observed, x.target, features="quadratic", **more, **exits, **options)
 
     def retrace(x: Inputs) -> Estimate:
         given = dict(features="quadratic", target_log_prob=x.target_log_prob)
@@ -101,7 +101,7 @@ def methods_of(domain: Domain) -> dict[str, Function]:
         return tabular.values_on(x.data, found, x.policy)
 
     def quadratic(x: Inputs, counts: Any) -> Any:
-        settings = dict(features="quadratic", discount=domain.discount, counts=counts, **exits)
+        settings = dict(features="quadratic", method="backward", discount=domain.discount, counts=counts, **exits)
         return linear_q.fit_linear_q(x.observed, x.target, **settings).values
 
     def marginal(x: Inputs) -> Estimate:
@@ -143,6 +143,7 @@ def methods_of(domain: Domain) -> dict[str, Function]:
     if domain.targets is not None:
         found |= {
             "FQE, quadratic": linear(linear_q.linear_q_evaluation),
+            "FQE, quadratic by steps": linear(linear_q.linear_q_evaluation, method="backward"),
             "DR, quadratic": fitted(corrected.doubly_robust, quadratic),
             "WDR, quadratic": fitted(corrected.weighted_doubly_robust, quadratic),
             "MAGIC, quadratic": fitted(corrected.magic, quadratic, resamples=50),

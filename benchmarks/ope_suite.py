@@ -10,12 +10,13 @@ seems better than the policy that acted (type I: taken, but worse). NAIVE, the m
 
 * Tabular methods work on states, or on the tiles and cells of the domain. Action values that something corrects are fitted to
   the other half of the data; `FQE` to all, with the fit in its error. In tables `FQE` is the counted model, and LSTD-Q.
-  Intervals of `QReg`, and of `MAGIC` where it trusts its fit, know nothing of the error that the fit has.
+  Intervals of `QReg` know nothing of the error that the fit has; those of `MAGIC` are WDR's, stretched to hold its value.
 * `MRDR` is the doubly robust estimator with the values of least variance; `DRL` has marginal ratios by step, means of the
   products of ratios of those who are in a state then, as in MIS.
 * STAR is run on a grid of abstractions and windows. Its *best* and *median* points are found with the truth in hand, *selected*
   is what `star_selection.select_by_error` chooses, with an interval that does not know of the choice.
-* "quadratic": action values and ratios that are linear in products of two of what is observed, instead of tables.
+* "quadratic": action values and ratios that are linear in products of two of what is observed, instead of tables. What DR, WDR
+  and MAGIC correct is fitted "by steps", backwards from the horizon; DICE and `FQE, quadratic` are fixed points.
 * DualDICE and BestDICE take memory of pairs by pairs, and are left out where there are more than 2,000; so is Retrace in
   tables, which has features for every step, where there are more than 100.
 """

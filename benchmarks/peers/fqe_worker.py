@@ -43,7 +43,7 @@ def ours(task: str) -> Callable[[int, int], None]:
     import jax.numpy as jnp
 
     from jaxrl_off.estimators.trajectory import fitted_q
-    from jaxrl_off.estimators.trajectory.transitions import TargetActions
+    from jaxrl_off.estimators.trajectory.target_policy import TargetActions
     from jaxrl_off.types import Trajectories
 
     observations, actions, rewards = episodes(task)

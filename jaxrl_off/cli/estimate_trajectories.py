@@ -12,7 +12,8 @@ from jaxrl_off.cli.common import table
 from jaxrl_off.cli.results import check_output, write_results
 
 if TYPE_CHECKING:
-    from jaxrl_off.estimators.trajectory.transitions import ActionValues, TargetActions
+    from jaxrl_off.estimators.trajectory.target_policy import TargetActions
+    from jaxrl_off.estimators.trajectory.transitions import ActionValues
     from jaxrl_off.training import PolicyFunctions
     from jaxrl_off.types import Array, Estimate, Trajectories
 
@@ -234,7 +235,7 @@ def _target(
     key: Array,
 ) -> TargetActions:
     """What the policy would do in every state."""
-    from jaxrl_off.estimators.trajectory.transitions import target_actions
+    from jaxrl_off.estimators.trajectory.target_policy import target_actions
 
     if num_actions is None:
         return target_actions(trajectories, policy.act, samples=options.action_samples, key=key)
