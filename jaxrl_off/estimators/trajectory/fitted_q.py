@@ -10,10 +10,12 @@ Minimax Q learning (`MinimaxQConfig`) has no copy. It minimises
 
     max_f E_D[f(s_t, a_t) (r_t + gamma Q(s_{t+1}, pi) - Q(s_t, a_t))]^2
 
-over functions f of the unit ball of a reproducing kernel Hilbert space, in which the maximum is `|g|^2` with
-`g = E_D[phi (r + gamma Q' - Q)]` (see `kernel_features`). Gradients are unbiased, as the two factors of `g . g` come from
-minibatches of their own. It is the mirror image of `network_occupancy.minimax_weight`, in which zeta is a network and Q in
-the ball.
+over functions of a reproducing kernel Hilbert space with `E_D f^2 + e |f|^2 <= 1`, in which the maximum is `|g|^2` with
+`g = (E_D[phi phi^T] + e I)^-1/2 E_D[phi (r + gamma Q' - Q)]` (see `kernel_features`). E_D f^2 makes all that the data tell
+apart count alike; in the unit ball of the paper, e alone, what the kernel has little of (the difference between two actions,
+say) takes ten times as many updates. Gradients are unbiased, as the two factors of `g . g` come from
+minibatches of their own. It is the mirror image of `network_occupancy.minimax_weight`, in which zeta is a network and Q
+in the unit ball.
 
 All updates are one compiled program; members of an ensemble and target policies are batched in it, and policies share
 minibatches and initial weights, so that their differences are less noisy than they are.

@@ -24,6 +24,9 @@ from jaxrl_off.estimators.trajectory.transitions import FlatTransitions
 from jaxrl_off.networks import ACTIVATIONS
 from jaxrl_off.types import Array, PyTree
 
+_FLOOR = 1e-2  # e, of the largest eigenvalue
+_PIECE = 4096  # steps whose features are in memory at once
+
 
 def _static(default: Any) -> Any:
     return flax.struct.field(pytree_node=False, default=default)
@@ -73,6 +76,7 @@ def learn_minimax(flat: FlatTransitions, config: MinimaxQConfig, key: Array, pol
         optax.clip(1.0), optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
     )
     points = joined(flat.observation, flat.action, flat.next_target.weights.shape[-1])
+    whitening = _whitening(kernel, points, jnp.mean(flat.weight, axis=0))
     columns = (flat.observation, flat.action, points, flat.reward, flat.next_observation, flat.continues)
 
     def member(key: Array, weight: Array, next_target: TargetActions) -> tuple[PyTree, Array]:
@@ -83,12 +87,12 @@ def learn_minimax(flat: FlatTransitions, config: MinimaxQConfig, key: Array, pol
         parameters = network.init(init_key, jnp.zeros((1, input_size(flat.observation, flat.action))))
 
         def equations(parameters: PyTree, index: Array) -> Array:
-            """`g = E_D[phi(s, a) (r + gamma c q(s', pi) - q(s, a))]` of some steps."""
+            """`g` of `fitted_q`, of some steps."""
             state, action, point, reward, following, continues = (x[index] for x in columns)
             candidates = jax.tree.map(lambda x: x[index], next_target)
             goal = reward + continues * expected_value(network, parameters, following, candidates)
             error = goal - value_at(network, parameters, state, action)
-            return (weight[index] * error) @ phi(kernel, point) / len(index)
+            return (weight[index] * error) @ phi(kernel, point) @ whitening / len(index)
 
         def loss(parameters: PyTree, index: Array) -> Array:
             # of two halves, so that the mean is that of the whole
@@ -122,3 +126,21 @@ def _kernel(key: Array, flat: FlatTransitions, features: int) -> Kernel:
     pairs = pool[jax.random.randint(pair_key, (2, PAIRS), 0, jnp.sum(counts))]
     one, other = (joined(flat.observation[i], flat.action[i], flat.next_target.weights.shape[-1]) for i in pairs)
     return kernel_of(key, one, other, features)
+
+
+def _whitening(kernel: Kernel, points: Array, weight: Array) -> Array:
+    """`(E_D[phi phi^T] + e I)^-1/2`, `[d + 1, d + 1]`."""
+    share = weight / jnp.sum(weight)
+    size, pieces = len(share), -(-len(share) // _PIECE)
+    place = jnp.minimum(jnp.arange(pieces * min(_PIECE, size)), size - 1).reshape(pieces, -1)
+    share = jnp.where(jnp.arange(place.size) < size, share[place.reshape(-1)], 0.0).reshape(pieces, -1)
+
+    def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
+        index, share = piece
+        features = phi(kernel, points[index])
+        return total + (share[:, None] * features).T @ features, None
+
+    width = len(kernel.phase) + 1
+    gram, _ = jax.lax.scan(add, jnp.zeros((width, width)), (place, share))
+    eigenvalues, basis = jnp.linalg.eigh(gram)
+    return basis / jnp.sqrt(jnp.maximum(eigenvalues, 0.0) + _FLOOR * eigenvalues[-1])

@@ -21,7 +21,8 @@ of x_t on the left of LSTD-Q (see `linear_q`). Of state values, `V = x . theta` 
 Fixed points of all traces of Q are Q of the target where features can have it and data are plenty; traces decide what is
 lost where they cannot or are not, from the error of LSTD-Q (lambda 0) to the variance of long products. That of `vtrace` is V
 of a policy between the two, with probabilities `min(pi_b, pi_e)` up to a factor, and so biased; that of `td` is not.
-One-hot features of states give tables.
+One-hot features of states give tables. Where the operator with a bounded trace (not `importance_sampling` and `td`) expands on
+the data, what `linear_systems` says is done.
 
 Reference: Munos, Stepleton, Harutyunyan and Bellemare, "Safe and Efficient Off-Policy Reinforcement Learning", NeurIPS 2016.
 """
@@ -51,6 +52,7 @@ from jaxrl_off.types import Array, Estimate, Trajectories
 
 ACTION_TRACES = ("retrace", "tree_backup", "q_lambda", "importance_sampling")
 STATE_TRACES = ("vtrace", "td")
+UNBOUNDED = ("importance_sampling", "td")  # whose products of ratios are as large as may be: no round of them contracts
 _LARGEST = 200.0  # logarithm of entries of e_t beyond which it is scaled down
 
 
@@ -171,6 +173,8 @@ def _prepared(
     weight = transitions.used * correction
     bound = linear_systems.bound_of(transitions.discount, transitions.mask.shape, options["horizon_exit"])
     rows = (weight, _eligibility(q, coefficient), q - following, steps.rewards, v[:, 0])
+    if trace in UNBOUNDED:
+        return Rows(*rows), steps, (q, v)
     return Rows(*rows, plain=q, bound=bound), steps, (q, v)
 
 

@@ -87,8 +87,11 @@ def test_replaced_copies_learn_as_well(numbered, data, target, policy):
     assert found.lower <= found.value <= found.upper
 
 
-@pytest.mark.parametrize("config", [CONFIG.replace(sizes=(32, 32), updates=2000), MINIMAX.replace(sizes=(32, 32))])
-def test_continuous_actions_against_the_exact_value(config):
+@pytest.mark.parametrize(
+    ("config", "bound"),
+    [(CONFIG.replace(sizes=(32, 32), updates=2000), 60.0), (MINIMAX.replace(sizes=(32, 32)), 120.0)],
+)
+def test_continuous_actions_against_the_exact_value(config, bound):
     """`s' = (s + a) / 2`, `r = s - a^2`, the target has `a = s / 2`: V is a parabola. The process does not end."""
     rng = np.random.default_rng(0)
     n, horizon, discount = 400, 4, 0.5
@@ -117,8 +120,8 @@ def test_continuous_actions_against_the_exact_value(config):
     error = np.asarray(fit.values.v) - value(states[:, :-1])
 
     inner = np.abs(states[:, :-1]) < 1.5
-    assert np.sqrt(np.mean(error[inner] ** 2)) < 60.0  # of values with a deviation of 1500
-    assert abs(error[:, 0].mean()) < 30.0
+    assert np.sqrt(np.mean(error[inner] ** 2)) < bound  # of values with a deviation of 1500
+    assert abs(error[:, 0].mean()) < bound / 2
     inner = np.abs(states[:, -1]) < 1.0
     np.testing.assert_allclose(np.asarray(fit.values.final)[inner], value(states[:, -1])[inner], atol=200.0)
 
@@ -204,8 +207,8 @@ def test_minimax_q_comes_to_the_value_of_the_counted_model(numbered, policy, min
     model = tabular.model_based(numbered, policy, discount=DISCOUNT)
     assert abs(float(minimax.member_values[0]) - float(model.value)) < 0.05
     wanted = tabular.values_on(numbered, tabular.tabular_q(numbered, policy, discount=DISCOUNT), policy)
-    assert np.sqrt(np.mean((np.asarray(minimax.values.q) - np.asarray(wanted.q)) ** 2)) < 0.15
-    assert abs(float(minimax.losses[0, -1])) < 0.02 * float(minimax.losses[0, 0])
+    assert np.sqrt(np.mean((np.asarray(minimax.values.q) - np.asarray(wanted.q)) ** 2)) < 0.05
+    assert abs(float(minimax.losses[0, -1])) < 0.1 * float(minimax.losses[0, 0])
 
 
 def test_minimax_q_solves_its_equations_and_not_those_of_the_behaviour_policy(numbered, policy, minimax):
@@ -217,7 +220,7 @@ def test_minimax_q_solves_its_equations_and_not_those_of_the_behaviour_policy(nu
     pairs = (numbered.observations * 2 + numbered.actions)[numbered.mask]
     means = np.bincount(pairs, error[numbered.mask]) / np.maximum(np.bincount(pairs), 1)
     often = np.bincount(pairs) > 40
-    assert np.abs(means[often]).max() < 0.15
+    assert np.abs(means[often]).max() < 0.05
     assert np.abs(error[numbered.mask]).mean() > 0.3  # what is left is noise of rewards and transitions
 
 
