@@ -101,6 +101,7 @@ def fit_linear_q(
         ValueError: for data or settings that cannot be meant.
 
     Example:
+        >>> import numpy as np
         >>> data = Trajectories(np.zeros((2, 1, 1)), np.array([[0], [1]]), np.array([[1.0], [3.0]]), None,
         ...     np.ones((2, 1), bool), np.ones((2, 1), bool), np.zeros((2, 1), bool), None)
         >>> from jaxrl_off.estimators.trajectory.target_policy import target_actions
