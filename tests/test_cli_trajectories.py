@@ -17,8 +17,8 @@ from jaxrl_off.estimators.trajectory import (
     linear_q,
     tabular,
     tabular_occupancy,
+    target_policy,
     traces,
-    transitions,
     weighted,
 )
 from jaxrl_off.types import Trajectories
@@ -84,7 +84,7 @@ def test_fitted_values_and_a_model(recorded):
     assert abs(rows["dr"]["value"] - mean) < 4.0 * rows["dr"]["standard_error"]
     read = trajectories.load(data)
     policy = training.policy_functions(*parts_of(run))
-    target = transitions.target_actions(read, policy.log_prob, num_actions=2)
+    target = target_policy.target_actions(read, policy.log_prob, num_actions=2)
     expected = linear_q.linear_q_evaluation(read, target, level=0.95)
     assert rows["fqe"]["value"] == pytest.approx(float(expected.value), rel=1e-9)
     assert rows["fqe"]["upper"] == pytest.approx(float(expected.upper), rel=1e-9)
@@ -104,7 +104,7 @@ def test_traces_marginal_ratios_and_occupancies(recorded, capsys):
     for name in ("naive", "mis"):
         assert rows[name]["value"] == pytest.approx(returns.mean(), rel=1e-4)
     policy = training.policy_functions(*parts_of(run))
-    target = transitions.target_actions(read, policy.log_prob, num_actions=2)
+    target = target_policy.target_actions(read, policy.log_prob, num_actions=2)
     options = dict(discount=0.9, level=0.95)
     expected = {"retrace": traces.trace_evaluation(read, target, features="quadratic", **options)}
     phi = abstractions.k_means(

@@ -37,7 +37,7 @@ _HINTS = {
     "q": "action values along the trajectories, from `linear_q.fit_linear_q` or another fit",
     "v": "values along the trajectories, from `linear_q.fit_linear_q` or another fit",
     "marginal_ratio": "from `tabular_occupancy.density_ratio`",
-    "target": "candidates from `transitions.target_actions`",
+    "target": "candidates from `target_actions`",
     "states": "cells from `abstractions`",
     "num_states": "of the abstraction",
     "target_policy": "a table [S, A]",

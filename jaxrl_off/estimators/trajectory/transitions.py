@@ -20,9 +20,7 @@ import numpy as np
 
 from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.estimators.trajectory.common import Steps
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions as TargetActions
-from jaxrl_off.estimators.trajectory.target_policy import checked_candidates, states_of
-from jaxrl_off.estimators.trajectory.target_policy import target_actions as target_actions
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions, checked_candidates, states_of
 from jaxrl_off.types import Array, Trajectories
 
 

@@ -15,8 +15,8 @@ from jaxrl_off.estimators.trajectory import (
     suite,
     tabular,
     tabular_occupancy,
+    target_policy,
     traces,
-    transitions,
     weighted,
 )
 from jaxrl_off.types import Trajectories
@@ -37,7 +37,7 @@ def data():
     )
     values = tabular.values_on(logged, GOLDEN["Q_for_DR"], PROBABILITY)
     given = dict(q=np.asarray(values.q), v=np.asarray(values.v), marginal_ratio=np.ones(mask.shape))
-    given |= dict(target=transitions.target_actions(logged, PROBABILITY), features=one_hot)
+    given |= dict(target=target_policy.target_actions(logged, PROBABILITY), features=one_hot)
     given |= dict(states=states, num_states=3, target_policy=PROBABILITY, return_range=(-1.0, 9.0), weight_max=100.0)
     return logged, target, given
 
