@@ -65,8 +65,8 @@ def methods_of(domain: Domain) -> dict[str, Function]:
     def table(method: Callable[..., Estimate], **more: Any) -> Function:
         return lambda x: method(x.data, x.policy, **more, **options)
 
-    def linear(method: Callable[..., Estimate], **more: Any) -> Function:
-        return lambda x: method(x.observed, x.target, features="quadratic", **more, **exits, **options)
+    def linear(estimator: Callable[..., Estimate], **more: Any) -> Function:
+        return lambda x: estimator(x.observed, x.target, features="quadratic", **more, **exits, **options)
 
     def retrace(x: Inputs) -> Estimate:
         given = dict(features="quadratic", target_log_prob=x.target_log_prob)
