@@ -15,28 +15,15 @@ import statistics
 import sys
 from pathlib import Path
 
+from benchmarks import turns
 from benchmarks.jobs import provenance
 from benchmarks.peers.deterministic_worker import RESAMPLES
-from benchmarks.turns import (
-    ROOT,
-    Record,
-    Task,
-    Worker,
-    load_row,
-    measured,
-    peer_python,
-    publish,
-    refuse_disagreement,
-    speed_command,
-    speed_row,
-    times,
-)
 
 WORKER = Path(__file__).parent / "peers" / "deterministic_worker.py"
 NEEDED = ("numpy", "scipy", "scikit-learn", "pandas", "tqdm", "matplotlib", "seaborn", "pyyaml")
 # torch is imported and not used; an index with a build for CPU alone serves
 OBP = (("torch==2.13.0",), NEEDED, ("--ignore-requires-python", "--no-deps", "obp==0.5.7"))
-TASKS: tuple[Task, ...] = (
+TASKS: tuple[turns.Task, ...] = (
     ("all 10000 50", ("ours",), "at most 2 s"),
     ("all 5000 50", ("ours",), ""),
     ("all 2500 50", ("ours",), ""),
@@ -56,35 +43,35 @@ LABELS = {
 
 def main() -> None:
     """Command line; see the module."""
-    options = speed_command(__doc__, "deterministic_speed").parse_args()
-    pythons = {"ours": Path(sys.executable), "obp": peer_python(ROOT / ".venv-obp", OBP)}
-    workers = {name: Worker(python, name, script=WORKER) for name, python in pythons.items()}
+    options = turns.speed_command(__doc__, "deterministic_speed").parse_args()
+    pythons = {"ours": Path(sys.executable), "obp": turns.peer_python(turns.ROOT / ".venv-obp", OBP)}
+    workers = {name: turns.Worker(python, name, script=WORKER) for name, python in pythons.items()}
     source = provenance()
     source["versions"]["obp"] = "0.5.7"
-    record, loads = measured(TASKS, workers, 3 if options.quick else 7)
+    record, loads = turns.measured(TASKS, workers, 3 if options.quick else 7)
     for worker in workers.values():
         worker.close()
     rows = []
     for task in TASKS:
-        refuse_disagreement(record, task, ("value",), 1e-9)
+        turns.refuse_disagreement(record, task, ("value",), 1e-9)
         kind, count, horizon = task[0].split()
-        rows.append(speed_row(record, task, f"{LABELS[kind]}; n = {int(count):,}, H = {horizon}", ("obp",)))
+        rows.append(turns.speed_row(record, task, f"{LABELS[kind]}; n = {int(count):,}, H = {horizon}", ("obp",)))
     header = ["what", "ours, s", "processor, s", "first call, s", "obp, s", "ours faster by", "bar"]
     content = {
         "benchmark": "deterministic_speed",
         "provenance": source,
         "record": record,
         "header": header,
-        "rows": [*rows, growth_row(record), load_row(loads, len(header))],
+        "rows": [*rows, growth_row(record), turns.load_row(loads, len(header))],
     }
-    publish(content, options.output)
+    turns.publish(content, options.output)
 
 
-def growth_row(record: Record) -> list[str]:
+def growth_row(record: turns.Record) -> list[str]:
     """Processor time against n and H; a machine that is shared tells little by the clock on the wall."""
 
     def taken(task: str) -> float:
-        return statistics.median(times(record, f"ours {task}", clock="cpu_seconds"))
+        return statistics.median(turns.times(record, f"ours {task}", clock="cpu_seconds"))
 
     whole = taken("all 10000 50")
     shown = f"n: {whole / taken('all 2500 50'):.1f} times for 4 times; H: {whole / taken('all 10000 25'):.1f} for 2"

@@ -12,24 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmarks import turns
 from benchmarks.jobs import provenance
-from benchmarks.turns import (
-    ROOT,
-    Task,
-    Worker,
-    load_row,
-    measured,
-    peer_python,
-    publish,
-    refuse_disagreement,
-    speed_command,
-    speed_row,
-)
 
 WORKER = Path(__file__).parent / "peers" / "bandit_worker.py"
 VW = (("vw-estimators==0.2.2",),)
 # task, libraries, what the first may take: seconds, or a multiple of the last library's time
-TASKS: tuple[Task, ...] = (
+TASKS: tuple[turns.Task, ...] = (
     ("el 1000", ("ours",), ""),
     ("el 10000", ("ours",), ""),
     ("el 100000", ("ours",), "at most 0.5 s"),
@@ -51,17 +40,22 @@ LABELS = {
 
 def main() -> None:
     """Command line; see the module."""
-    options = speed_command(__doc__, "el_speed").parse_args()
-    pythons = {"ours": sys.executable, "numpy": sys.executable, "vw": peer_python(ROOT / ".venv-bandit", VW)}
-    workers = {name: Worker(python, name, script=WORKER) for name, python in pythons.items()}
-    record, loads = measured(TASKS, workers, 3 if options.quick else 7)
+    options = turns.speed_command(__doc__, "el_speed").parse_args()
+    pythons = {
+        "ours": sys.executable,
+        "numpy": sys.executable,
+        "vw": turns.peer_python(turns.ROOT / ".venv-bandit", VW),
+    }
+    workers = {name: turns.Worker(python, name, script=WORKER) for name, python in pythons.items()}
+    record, loads = turns.measured(TASKS, workers, 3 if options.quick else 7)
     for worker in workers.values():
         worker.close()
     rows = []
     for task in TASKS:
-        refuse_disagreement(record, task, ("lower", "upper"), 1e-6)  # vw-estimators feeds its sums one datum at a time
+        # vw-estimators feeds its sums one datum at a time
+        turns.refuse_disagreement(record, task, ("lower", "upper"), 1e-6)
         kind, count = task[0].split()
-        rows.append(speed_row(record, task, LABELS[kind].format(int(count)), ("vw", "numpy")))
+        rows.append(turns.speed_row(record, task, LABELS[kind].format(int(count)), ("vw", "numpy")))
     header = [
         "what",
         "ours, s",
@@ -77,9 +71,9 @@ def main() -> None:
         "provenance": provenance(),
         "record": record,
         "header": header,
-        "rows": [*rows, load_row(loads, len(header))],
+        "rows": [*rows, turns.load_row(loads, len(header))],
     }
-    publish(content, options.output)
+    turns.publish(content, options.output)
 
 
 if __name__ == "__main__":

@@ -17,25 +17,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmarks import turns
 from benchmarks.jobs import provenance
 from benchmarks.peers.ope_worker import CELLS, RESAMPLES, SETS, TOGETHER, WINDOWS
-from benchmarks.turns import (
-    ROOT,
-    Task,
-    Worker,
-    load_row,
-    measured,
-    peer_python,
-    publish,
-    refuse_disagreement,
-    speed_command,
-    speed_row,
-)
 
 WORKER = Path(__file__).parent / "peers" / "ope_worker.py"
 # torch is imported and not used; an index with a build for CPU alone serves
 SCOPE = (("torch==2.13.0",), ("scope-rl==0.2.1", "d3rlpy==2.8.1"))
-TASKS: tuple[Task, ...] = (
+TASKS: tuple[turns.Task, ...] = (
     ("together 1000 200", ("ours",), "at most 2 s"),
     ("together 10000 200", ("ours",), ""),
     ("pdis 1000 200", ("ours", "scope"), "50"),
@@ -61,21 +50,21 @@ LABELS = {
 
 def main() -> None:
     """Command line; see the module."""
-    options = speed_command(__doc__, "ope_speed").parse_args()
-    pythons = {"ours": Path(sys.executable), "scope": peer_python(ROOT / ".venv-ope", SCOPE)}
-    workers = {name: Worker(python, name, script=WORKER) for name, python in pythons.items()}
+    options = turns.speed_command(__doc__, "ope_speed").parse_args()
+    pythons = {"ours": Path(sys.executable), "scope": turns.peer_python(turns.ROOT / ".venv-ope", SCOPE)}
+    workers = {name: turns.Worker(python, name, script=WORKER) for name, python in pythons.items()}
     source = provenance()
     source["versions"] |= dict(package.split("==") for packages in SCOPE for package in packages)
-    record, loads = measured(TASKS, workers, 3 if options.quick else 7)
+    record, loads = turns.measured(TASKS, workers, 3 if options.quick else 7)
     memory = {task: workers["ours"].ask("compile", task)["value"] for task in MEMORY}
     for worker in workers.values():
         worker.close()
     rows = []
     for task in TASKS:
-        refuse_disagreement(record, task, ("value",), 1e-6)  # SCOPE-RL adds 1e-10 to sums of weights
+        turns.refuse_disagreement(record, task, ("value",), 1e-6)  # SCOPE-RL adds 1e-10 to sums of weights
         kind, count, horizon = task[0].split()
         label = f"{LABELS[kind]}; {int(count):,} trajectories of {horizon}"
-        rows.append(speed_row(record, task, label, ("scope",)))
+        rows.append(turns.speed_row(record, task, label, ("scope",)))
     header = ["what", "ours, s", "processor, s", "first call, s", "SCOPE-RL, s", "ours faster by", "bar"]
     content = {
         "benchmark": "ope_speed",
@@ -83,9 +72,9 @@ def main() -> None:
         "record": record,
         "memory": memory,
         "header": header,
-        "rows": [*rows, memory_row(memory), load_row(loads, len(header))],
+        "rows": [*rows, memory_row(memory), turns.load_row(loads, len(header))],
     }
-    publish(content, options.output)
+    turns.publish(content, options.output)
 
 
 def memory_row(memory: dict[str, float]) -> list[str]:
