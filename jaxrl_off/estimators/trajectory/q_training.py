@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -23,7 +24,7 @@ from jaxrl_off.networks import ACTIVATIONS
 from jaxrl_off.types import Array, PyTree
 
 _POINTS = 100  # of the loss curve, at most
-_CHUNK = 8192  # states that are evaluated at once
+_PIECE = 2048  # states that are evaluated at once
 
 
 def _static(default: Any) -> Any:
@@ -76,6 +77,16 @@ def curve_of(losses: Array) -> Array:
     return jnp.nanmean(losses, axis=1)
 
 
+def _in_pieces(function: Callable[..., PyTree], *columns: PyTree) -> PyTree:
+    """A function of columns `[B, ...]` for so many rows at once that a core's cache holds the layers of a network."""
+    rows = len(jax.tree.leaves(columns)[0])
+    return jax.lax.map(
+        lambda row: jax.tree.map(lambda x: x[0], function(*jax.tree.map(lambda x: x[None], row))),
+        columns,
+        batch_size=min(_PIECE, rows),
+    )
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def learn(flat: FlatTransitions, config: FittedQConfig, key: Array, policies: bool) -> tuple[PyTree, Array]:
     """Parameters `[P, K, ...]` and losses `[P, K, L]`, without the first axis for one policy."""
@@ -109,7 +120,7 @@ def learn(flat: FlatTransitions, config: FittedQConfig, key: Array, policies: bo
             parameters, moments, copy = carry
             index = pool[jax.random.randint(key, (shape[0] * shape[1],), 0, usable)]
             candidates = jax.tree.map(lambda x: x[index], next_target)
-            v = expected_value(network, copy, following[index], candidates)
+            v = _in_pieces(functools.partial(expected_value, network, copy), following[index], candidates)
             goal = flat.reward[index] + flat.continues[index] * v
             columns = (state[index], flat.action[index], goal, weight[index])
             batches = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), columns)
@@ -141,13 +152,10 @@ def evaluate(
     def one(parameters: PyTree, target: TargetActions) -> tuple[Array, Array]:
         target = jax.tree.map(lambda x: x.reshape(n * after, *x.shape[2:]), target)
 
-        def row(given: tuple[Array, Array, TargetActions]) -> tuple[Array, Array]:
-            state, action, target = jax.tree.map(lambda x: x[None], given)
-            return value_at(network, parameters, state, action)[0], expected_value(network, parameters, state, target)[
-                0
-            ]
+        def both(state: Array, taken: Array, target: TargetActions) -> tuple[Array, Array]:
+            return value_at(network, parameters, state, taken), expected_value(network, parameters, state, target)
 
-        q, v = jax.lax.map(row, (state, taken, target), batch_size=min(_CHUNK, n * after))
+        q, v = _in_pieces(both, state, taken, target)
         return q.reshape(n, after)[:, :-1], v.reshape(n, after)
 
     members = jax.vmap(one, in_axes=(0, None))

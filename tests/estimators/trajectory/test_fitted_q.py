@@ -7,7 +7,7 @@ import pytest
 
 from jaxrl_off.envs import chain
 from jaxrl_off.estimators.trajectory import corrected, fitted_q, q_training, tabular
-from jaxrl_off.estimators.trajectory import transitions as tr
+from jaxrl_off.estimators.trajectory.target_policy import target_actions
 from jaxrl_off.types import Trajectories
 
 HORIZON, N, DISCOUNT = 4, 300, 0.98
@@ -43,7 +43,7 @@ def data(numbered, policy):
 
 @pytest.fixture(scope="module")
 def target(numbered, policy):
-    return tr.target_actions(numbered._replace(final_observation=np.zeros(N, int)), policy)
+    return target_actions(numbered._replace(final_observation=np.zeros(N, int)), policy)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_continuous_actions_against_the_exact_value(config, bound):
         no,
         100.0 + 30.0 * states[:, -1, None],
     )
-    target = tr.target_actions(data, lambda key, s: 0.5 * (s - 100.0) / 30.0, samples=1, key=jax.random.key(0))
+    target = target_actions(data, lambda key, s: 0.5 * (s - 100.0) / 30.0, samples=1, key=jax.random.key(0))
     fit = fitted_q.fit_network_q(data, target, jax.random.key(0), config, discount=discount, horizon_exit=False)
 
     def value(s):
@@ -128,7 +128,7 @@ def test_continuous_actions_against_the_exact_value(config, bound):
 
 @pytest.mark.parametrize("config", [BRIEF, MINIMAX.replace(updates=10, members=2)])
 def test_policies_at_once_are_policies_one_by_one(data, target, numbered, config):
-    other = tr.target_actions(
+    other = target_actions(
         numbered._replace(final_observation=np.zeros(N, int)), np.full((len(data.observations[0, 0]), 2), 0.5)
     )
     both = jax.tree.map(lambda *x: jnp.stack(x), target, other)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_off.estimators.trajectory import corrected, linear_q, linear_systems, tabular
-from jaxrl_off.estimators.trajectory import transitions as tr
+from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
 from jaxrl_off.types import Trajectories
 
 STATES, ACTIONS, N, HORIZON, DISCOUNT = 3, 2, 40, 5, 0.9
@@ -36,7 +36,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def target(data):
-    return tr.target_actions(data, TARGET)
+    return target_actions(data, TARGET)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def continuous(data):
     def act(key, observation):
         return observation.sum(-1, keepdims=True) + jax.random.normal(key, (len(observation), 1))
 
-    return changed, tr.target_actions(changed, act, samples=3, key=jax.random.key(0))
+    return changed, target_actions(changed, act, samples=3, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("horizon_exit", [True, False])
@@ -261,7 +261,7 @@ def as_numbers(data, target):
     """Actions 0 and 1 as numbers, and their probabilities as weights of candidates."""
     weights = target.weights
     candidates = np.broadcast_to(np.arange(ACTIONS)[:, None] + 0.0, (*weights.shape, 1))
-    return data._replace(actions=data.actions[..., None] + 0.0), tr.TargetActions(candidates, weights)
+    return data._replace(actions=data.actions[..., None] + 0.0), TargetActions(candidates, weights)
 
 
 def joint(state, action):
@@ -308,7 +308,7 @@ def test_least_variance_of_continuous_actions_has_less_than_none_and_than_fittin
     yes = np.ones((n, 1), bool)
     log_behaviour, log_target = (-0.5 * (actions[..., 0] - m) ** 2 for m in (0.0, gap))
     data = Trajectories(np.zeros((n, 1, 1)), actions, rewards, log_behaviour, yes, yes, ~yes, None)
-    target = tr.target_actions(
+    target = target_actions(
         data, lambda key, s: gap + jax.random.normal(key, s.shape), samples=200, key=jax.random.key(0)
     )
     # a constant, so that the action's effect cannot be had

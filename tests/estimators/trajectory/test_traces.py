@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_off.estimators.trajectory import corrected, linear_q, traces, weighted
-from jaxrl_off.estimators.trajectory import transitions as tr
+from jaxrl_off.estimators.trajectory.target_policy import target_actions
 from jaxrl_off.ops.returns import vtrace
 from jaxrl_off.types import Trajectories
 
@@ -44,7 +44,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def target(data):
-    return tr.target_actions(data, TARGET)
+    return target_actions(data, TARGET)
 
 
 def coefficient(trace, ratio, probability):
@@ -127,7 +127,7 @@ def returns_of(data):
 
 @pytest.mark.parametrize("trace", traces.STATE_TRACES)
 def test_on_policy_with_full_traces_it_is_every_visit_monte_carlo(data, trace):
-    target = tr.target_actions(data, BEHAVIOUR)
+    target = target_actions(data, BEHAVIOUR)
     found = traces.fit_traces(data, target, trace=trace, lambda_=1.0, features=poor, discount=DISCOUNT, ridge=0.0)
     wanted = np.linalg.lstsq(TABLE[data.observations[data.mask]], returns_of(data)[data.mask], rcond=None)[0]
     np.testing.assert_allclose(found.parameters, wanted, rtol=1e-9)
@@ -141,7 +141,7 @@ def test_of_a_deterministic_policy_that_acted_it_is_every_visit_monte_carlo(data
     probability[:, -1, 0] = 1.0
     probability[np.arange(N), data.mask.sum(1)] = [1.0, 0.0]
     acted = data._replace(behaviour_log_prob=np.zeros((N, HORIZON)))
-    target = tr.target_actions(acted, probability)
+    target = target_actions(acted, probability)
     found = traces.fit_traces(acted, target, trace=trace, lambda_=1.0, features=poor, discount=DISCOUNT, ridge=0.0)
     for a in range(ACTIONS):
         shown = data.mask & (data.actions == a)
@@ -152,7 +152,7 @@ def test_of_a_deterministic_policy_that_acted_it_is_every_visit_monte_carlo(data
 def test_td_with_full_traces_and_one_feature_is_importance_sampling(data):
     """One state, rows of one step: `sum rho (r - theta) = 0`, the weighted mean."""
     first = Trajectories(*(None if x is None else x[:, :1] if np.ndim(x) > 1 else x for x in data))
-    target = tr.target_actions(first, TARGET)
+    target = target_actions(first, TARGET)
     found = traces.trace_evaluation(
         first, target, trace="td", features=lambda s: jnp.ones(1), discount=DISCOUNT, ridge=0.0
     )
@@ -181,7 +181,7 @@ def test_continuous_actions(data):
         actions=rng.normal(size=(N, HORIZON, 1)),
         final_observation=rng.normal(size=(N, 2)),
     )
-    target = tr.target_actions(changed, lambda key, s: s[:, :1], samples=1, key=jax.random.key(0))
+    target = target_actions(changed, lambda key, s: s[:, :1], samples=1, key=jax.random.key(0))
     log_prob = np.asarray(data.behaviour_log_prob) + 0.1 * rng.normal(size=(N, HORIZON))
     settings = dict(target_log_prob=log_prob, discount=0.5)
     for trace in ("retrace", "vtrace"):
@@ -218,7 +218,7 @@ def test_products_of_a_thousand_ratios_do_not_overflow(trace):
     rewards = rng.normal(1.0, 0.1, size=(n, horizon))
     log_prob = np.full((n, horizon), np.log(0.25))
     data = Trajectories(np.zeros((n, horizon), int), actions, rewards, log_prob, yes, last, ~yes, None)
-    target = tr.target_actions(data, [[1.0, 0.0]])
+    target = target_actions(data, [[1.0, 0.0]])
     found = traces.trace_evaluation(
         data, target, trace=trace, lambda_=1.0, features=lambda s: jnp.ones(1), discount=0.9, ridge=0.0
     )

@@ -7,7 +7,7 @@ import pytest
 
 from jaxrl_off.estimators.trajectory import common, tabular_steps
 from jaxrl_off.estimators.trajectory import transitions as tr
-from jaxrl_off.estimators.trajectory.target_policy import one_policy
+from jaxrl_off.estimators.trajectory.target_policy import one_policy, target_actions
 from jaxrl_off.types import Trajectories
 
 LENGTHS = np.array([3, 1, 4, 2])
@@ -45,7 +45,7 @@ def test_ends_of_rows_mean_what_they_mean_for_tables(final, horizon_exit):
     data = made(final)
     options = dict(discount=0.9, counts=[1.0, 2.0, 1.0, 0.0], horizon_exit=horizon_exit)
     with common.float64(data):
-        found = tr.transitions_of(data, tr.target_actions(data, POLICY), **options)
+        found = tr.transitions_of(data, target_actions(data, POLICY), **options)
         wanted = tabular_steps.tabular_steps_of(data, POLICY, **options)
     np.testing.assert_array_equal(found.used, wanted.used)
     np.testing.assert_array_equal(found.continues, wanted.continues)
@@ -63,7 +63,7 @@ def test_ends_of_rows_mean_what_they_mean_for_tables(final, horizon_exit):
 
 def test_what_is_not_known_is_neutral():
     data, _ = vectors(made())
-    target = tr.target_actions(made(), POLICY)
+    target = target_actions(made(), POLICY)
     with common.float64(data):
         found = tr.transitions_of(data, target)
         flat = tr.flattened(found, jnp.float64)
@@ -78,24 +78,24 @@ def test_what_is_not_known_is_neutral():
 def test_every_form_of_policy_gives_the_same():
     data = made()
     log_policy = jnp.log(POLICY)
-    wanted = np.asarray(tr.target_actions(data, POLICY).weights)
-    all_actions = tr.target_actions(data, lambda s: log_policy[s]).weights
-    one_action = tr.target_actions(data, lambda s, a: log_policy[s, a], num_actions=2).weights
+    wanted = np.asarray(target_actions(data, POLICY).weights)
+    all_actions = target_actions(data, lambda s: log_policy[s]).weights
+    one_action = target_actions(data, lambda s, a: log_policy[s, a], num_actions=2).weights
     given = np.concatenate(
         [np.where(data.mask[..., None], POLICY[data.observations % 3], 0), np.zeros((4, 1, 2))], axis=1
     )
     given[np.arange(4), LENGTHS] = POLICY[data.final_observation]
-    array = tr.target_actions(data, given).weights
+    array = target_actions(data, given).weights
     for found in (all_actions, one_action, array):
         np.testing.assert_allclose(found, wanted, atol=1e-15)
-    without = np.asarray(tr.target_actions(data._replace(final_observation=None), given[:, :-1]).weights)
+    without = np.asarray(target_actions(data._replace(final_observation=None), given[:, :-1]).weights)
     np.testing.assert_allclose(without[:, :-1], wanted[:, :-1] * data.mask[..., None])
     assert not without[:, -1].any()
 
 
 def test_float32_probabilities_are_made_to_sum_to_one():
     data = made()
-    found = tr.target_actions(data, lambda s: jnp.log(jnp.full((len(s), 3), 1 / 3, jnp.float32)))
+    found = target_actions(data, lambda s: jnp.log(jnp.full((len(s), 3), 1 / 3, jnp.float32)))
     np.testing.assert_allclose(np.asarray(found.weights).sum(-1)[:, 0], 1.0, atol=1e-15)
 
 
@@ -106,7 +106,7 @@ def test_samples_of_continuous_policies():
         action = observation[:, :1] + jax.random.normal(key, (len(observation), 1))
         return action, jnp.zeros(len(observation))
 
-    found = tr.target_actions(data, act, samples=500, key=jax.random.key(0))
+    found = target_actions(data, act, samples=500, key=jax.random.key(0))
     assert found.actions.shape == (4, 5, 500, 1)
     actions, weights = np.asarray(found.actions), np.asarray(found.weights)
     np.testing.assert_allclose(actions[2, :4, :, 0].mean(-1), table[made().observations[2], 0], atol=0.2)
@@ -117,7 +117,7 @@ def test_samples_of_continuous_policies():
 def test_standardisation_counts_trajectories():
     data, _ = vectors(made())
     counts = np.array([2.0, 0.0, 1.0, 1.0])
-    target = tr.target_actions(made(), POLICY)
+    target = target_actions(made(), POLICY)
     with common.float64(data):
         found = tr.transitions_of(data, target, counts=counts)
         scale = tr.standardisation_of(found)
@@ -133,13 +133,13 @@ def test_constants_are_not_blown_up():
     data, _ = vectors(made())
     data = data._replace(observations=np.full_like(data.observations, 0.1), final_observation=np.full((4, 2), 0.1))
     with common.float64(data):
-        scale = tr.standardisation_of(tr.transitions_of(data, tr.target_actions(made(), POLICY)))
+        scale = tr.standardisation_of(tr.transitions_of(data, target_actions(made(), POLICY)))
     np.testing.assert_array_equal(scale.observation_deviation, 1.0)
 
 
 def test_several_policies_have_a_leading_axis():
     data = made()
-    targets = [tr.target_actions(data, policy) for policy in (POLICY, POLICY[:, ::-1])]
+    targets = [target_actions(data, policy) for policy in (POLICY, POLICY[:, ::-1])]
     both = jax.tree.map(lambda *x: jnp.stack(x), *targets)
     with common.float64(data):
         flat = tr.flattened(tr.transitions_of(data, both), jnp.float64)
@@ -151,7 +151,7 @@ def test_under_jit_as_without():
     data = made(garbage=False)
 
     def flat(data):
-        return tr.flattened(tr.transitions_of(data, tr.target_actions(data, POLICY)), jnp.float64)
+        return tr.flattened(tr.transitions_of(data, target_actions(data, POLICY)), jnp.float64)
 
     with jax.enable_x64(True):
         one, other = flat(data), jax.jit(flat)(jax.tree.map(jnp.asarray, data))
@@ -170,7 +170,7 @@ def test_under_jit_as_without():
     ],
 )
 def test_what_is_refused(change, message):
-    data, target = made(), tr.target_actions(made(), POLICY)
+    data, target = made(), target_actions(made(), POLICY)
     with common.float64(data), pytest.raises(ValueError, match=message):
         tr.transitions_of(data._replace(**change), target)
 
@@ -178,7 +178,7 @@ def test_what_is_refused(change, message):
 def test_observations_that_are_not_finite_are_refused_where_they_count():
     data, _ = vectors(made())
     data.observations[2, 1, 0] = np.inf
-    target = tr.target_actions(made(), POLICY)
+    target = target_actions(made(), POLICY)
     with common.float64(data):
         with pytest.raises(ValueError, match="step 1 of trajectory 2"):
             tr.transitions_of(data, target)
@@ -198,14 +198,14 @@ def test_observations_that_are_not_finite_are_refused_where_they_count():
 )
 def test_policies_that_are_refused(policy, options, message):
     with pytest.raises(ValueError, match=message):
-        tr.target_actions(made(), policy, **options)
+        target_actions(made(), policy, **options)
 
 
 def test_data_that_leave_nothing_to_learn_from_are_refused():
     """Single steps that do not end, and nobody knows what they led to."""
     one = np.ones((3, 1), bool)
     data = Trajectories(np.zeros((3, 1), int), np.zeros((3, 1), int), np.ones((3, 1)), None, one, ~one, ~one, None)
-    target = tr.target_actions(data, POLICY)
+    target = target_actions(data, POLICY)
     with common.float64(data):
         assert float(tr.transitions_of(data, target).used.sum()) == 3.0
         with pytest.raises(ValueError, match="no step to learn from"):
@@ -214,7 +214,7 @@ def test_data_that_leave_nothing_to_learn_from_are_refused():
 
 def test_steps_are_usable_whether_they_count_or_not():
     data = made(final=False)
-    target = tr.target_actions(data, POLICY)
+    target = target_actions(data, POLICY)
     with common.float64(data):
         found = tr.transitions_of(data, target, counts=[1.0, 0.0, 1.0, 0.0], horizon_exit=False)
     assert np.array_equal(np.asarray(found.usable).sum(axis=1), [3, 0, 3, 1])
@@ -223,7 +223,7 @@ def test_steps_are_usable_whether_they_count_or_not():
 
 def test_one_policy_is_one():
     data = made()
-    target = tr.target_actions(data, POLICY)
+    target = target_actions(data, POLICY)
     assert one_policy(target) is target
     with pytest.raises(ValueError, match="one policy"):
         one_policy(target._replace(weights=jnp.stack([target.weights, target.weights])))
