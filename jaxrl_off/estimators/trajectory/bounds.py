@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.bandit.common import check_range as check_range
-from jaxrl_off.estimators.bandit.common import is_concrete
+from jaxrl_off.estimators.bandit.common import check_range, is_concrete
 from jaxrl_off.ops import confidence_sequences, intervals
 from jaxrl_off.types import Array
 

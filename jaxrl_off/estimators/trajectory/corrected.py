@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.estimators.bandit.common import check_range
 from jaxrl_off.estimators.trajectory import bounds, common, means
 from jaxrl_off.estimators.trajectory.bounds import Known, Limits
 from jaxrl_off.estimators.trajectory.common import Settings, Steps
@@ -281,7 +282,7 @@ def _estimate(
             errors = None
             if known.range is not None:
                 # errors of Q, which weights multiply, may have either sign
-                low, high = bounds.check_range(known.name, known.range)
+                low, high = check_range(known.name, known.range)
                 errors = (low - high, high - low)
             bounds.check_known(known._replace(range=errors), clip, checked, counts)
             limits = None if known.range is None else _limits(steps, q, v, known, window, clip)
