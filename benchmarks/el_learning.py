@@ -64,7 +64,7 @@ def run_contest(job: Contest) -> dict[str, Any]:
     """All data sets of a job."""
     import jax
 
-    from jaxrl_off.data.supervised import make_logger
+    from jaxrl_off.envs.labelled_bandit import make_logger
 
     settings = dict(job.settings)
     logger = make_logger(num_actions=job.padded[2], learning_rate=0.1, costs=settings["costs"], **LOGGERS[job.logger])

@@ -6,7 +6,7 @@ by default `shared/data/bandit_vw` beside the checkout), or four that scikit-lea
 logs what it did without learning; a target policy begins as the logging one and learns from the log of the second part; the
 third judges. All is repeated with other logged actions (60 times in the paper), from the same logging policy.
 
-Where we differ from the authors, who ran Vowpal Wabbit: see `jaxrl_off.data.supervised`; features are standardised.
+Where we differ from the authors, who ran Vowpal Wabbit: see `jaxrl_off.envs.labelled_bandit`; features are standardised.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _read(file: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 def load(file: str, padded: tuple[int, int, int]) -> DataSet:
     """Read, standardise, put in order, cut and pad."""
-    from jaxrl_off.data.supervised import standardise
+    from jaxrl_off.envs.labelled_bandit import standardise
 
     features, labels, num_labels = _read(file)
     order = np.random.RandomState(45).permutation(len(labels))[:_LARGEST]
@@ -189,7 +189,7 @@ def programs_of(logger: Any) -> Programs:
     import jax
     import jax.numpy as jnp
 
-    from jaxrl_off.data.supervised import sample_decisions
+    from jaxrl_off.envs.labelled_bandit import sample_decisions
 
     def train(key: Any, features: Any, labels: Any, size: Any, passes: Any) -> Any:
         def body(i: Any, state: Any) -> Any:

@@ -84,7 +84,7 @@ def record(task: str, episodes: int, experts: Path | None, cache: Path) -> Path:
     from jaxrl_off import envs
     from jaxrl_off.data.demonstrations import save
     from jaxrl_off.data.policy_files import load_policy
-    from jaxrl_off.training.collect import collect, policy_of_file
+    from jaxrl_off.training.demonstrations import collect, policy_of_file
 
     named = experts / f"dapg_policy_{task}.npz" if experts else HERE / "experts" / f"{task}.npz"
     path = cache / f"{task}-{episodes}-{'dapg' if experts else 'clone'}.npz"

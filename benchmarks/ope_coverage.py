@@ -90,8 +90,10 @@ def policies_of(chain: Any) -> dict[str, np.ndarray]:
 
 def programs_of(chain: Any, domain: str, resamples: int) -> dict[str, tuple[Callable[..., Any], bool]]:
     """By method, `trajectories, log pi_e -> {interval: (lower, upper)}` of one data set, and whether it solves a model."""
-    from jaxrl_off.estimators.trajectory import corrected, tabular, weighted
-    from jaxrl_off.estimators.trajectory.star import star
+    from jaxrl_off.estimators.trajectory.reward_processes.star import star
+    from jaxrl_off.estimators.trajectory.values import tabular
+    from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+    from jaxrl_off.estimators.trajectory.weights import importance as weighted
 
     discount, target = float(chain.mdp.discount), policies_of(chain)["target"]
     reward_range = (-1.0, 1.0) if domain == "graph" else (0.0, 1.0)

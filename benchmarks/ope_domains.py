@@ -30,8 +30,8 @@ import numpy as np
 from benchmarks import star_domains
 from jaxrl_off import agents, envs, training
 from jaxrl_off.envs import chain, finite, icu_sepsis, tabular
-from jaxrl_off.estimators.trajectory import abstractions
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.reward_processes import abstractions
 from jaxrl_off.types import Array, Trajectories
 
 # values of the judged policies and, last, of the one that acts, with errors: `measured(name)`

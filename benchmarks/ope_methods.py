@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from benchmarks.ope_domains import Domain
-    from jaxrl_off.estimators.trajectory.target_policy import TargetActions
+    from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
     from jaxrl_off.types import Array, Estimate, Trajectories
 
 LEVEL, MOST_PAIRS, FEW_PAIRS = 0.95, 2000, 100
@@ -45,16 +45,13 @@ Function = Callable[[Inputs], "Estimate"]
 
 def methods_of(domain: Domain) -> dict[str, Function]:
     """All estimators but STAR that can be had on a domain, by name."""
-    from jaxrl_off.estimators.trajectory import (
-        corrected,
-        linear_occupancy,
-        linear_q,
-        tabular,
-        tabular_occupancy,
-        traces,
-        weighted,
-    )
-    from jaxrl_off.estimators.trajectory.target_policy import target_actions
+    from jaxrl_off.estimators.trajectory.columns.target_policy import target_actions
+    from jaxrl_off.estimators.trajectory.occupancy import linear as linear_occupancy
+    from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy
+    from jaxrl_off.estimators.trajectory.values import linear as linear_q
+    from jaxrl_off.estimators.trajectory.values import tabular, traces
+    from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+    from jaxrl_off.estimators.trajectory.weights import importance as weighted
 
     options: dict[str, Any] = dict(discount=domain.discount, level=LEVEL)
     exits = dict(horizon_exit=domain.horizon_exit)

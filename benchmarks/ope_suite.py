@@ -155,7 +155,8 @@ def evaluated(function: Function, inputs: Inputs) -> tuple[np.ndarray, np.ndarra
 
 def star_of(domain: Domain, inputs: Inputs, resamples: int) -> tuple[dict[str, str], dict[str, Any]]:
     """STAR's best, median and selected points, as `evaluated` tells methods, and which the first two are."""
-    from jaxrl_off.estimators.trajectory import star, star_selection
+    from jaxrl_off.estimators.trajectory.reward_processes import selection as star_selection
+    from jaxrl_off.estimators.trajectory.reward_processes import star
     from jaxrl_off.types import Estimate
 
     sizes = [phi.num_states for phi in domain.abstractions]

@@ -128,7 +128,7 @@ def abstractions_of(domain: str) -> list[Any]:
     """The grid's, drawn once: uniform centroids, or normal ones of one-hot states."""
     import jax
 
-    from jaxrl_off.estimators.trajectory import abstractions
+    from jaxrl_off.estimators.trajectory.reward_processes import abstractions
 
     dimension = {"cartpole": 4, "asterix": 400, "sepsis": 716}[domain]
     law = "normal" if domain == "sepsis" else "uniform"
@@ -140,14 +140,14 @@ def abstractions_of(domain: str) -> list[Any]:
 
 
 def _looked_up(table: np.ndarray, num_states: int) -> Any:
-    from jaxrl_off.estimators.trajectory.abstractions import Abstraction
+    from jaxrl_off.estimators.trajectory.reward_processes.abstractions import Abstraction
 
     return Abstraction(lambda states: table[np.asarray(states)], num_states)
 
 
 def importance_sampling(trajectories: Any, target: np.ndarray, domain: Any) -> dict[str, Any]:
     """NAIVE and the estimators without a model."""
-    from jaxrl_off.estimators.trajectory import weighted
+    from jaxrl_off.estimators.trajectory.weights import importance as weighted
 
     methods = {
         "NAIVE": weighted.naive,
@@ -161,7 +161,8 @@ def importance_sampling(trajectories: Any, target: np.ndarray, domain: Any) -> d
 
 def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, finest: np.ndarray) -> dict[str, Any]:
     """Tabular direct methods on cells, and what corrects them."""
-    from jaxrl_off.estimators.trajectory import corrected, tabular
+    from jaxrl_off.estimators.trajectory.values import tabular
+    from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 
     states, policy = cells_of(trajectories, domain, finest)
     data = trajectories._replace(observations=states, final_observation=None)
@@ -189,7 +190,7 @@ def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, finest: n
 
 def cells_of(trajectories: Any, domain: Any, finest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells of direct methods, of Asterix those of the finest abstraction, and the target policy on them, `[S, A]`."""
-    from jaxrl_off.estimators.trajectory.abstractions import tiles
+    from jaxrl_off.estimators.trajectory.reward_processes.abstractions import tiles
 
     if domain.name == "sepsis":
         return trajectories.observations, np.exp(np.asarray(domain.target(np.arange(716)), np.float64))
@@ -205,7 +206,7 @@ def cells_of(trajectories: Any, domain: Any, finest: np.ndarray) -> tuple[np.nda
 
 def grids(trajectories: Any, target: np.ndarray, domain: Any, cells: np.ndarray) -> dict[str, Any]:
     """STAR on the grid, with the cells of each abstraction, `[Z, n, T]`."""
-    from jaxrl_off.estimators.trajectory.star import star_values
+    from jaxrl_off.estimators.trajectory.reward_processes.star import star_values
 
     sizes = CELLS[domain.name]
     values = np.asarray(star_values(trajectories, target, cells, max(sizes), WINDOWS, discount=domain.discount))
@@ -214,7 +215,7 @@ def grids(trajectories: Any, target: np.ndarray, domain: Any, cells: np.ndarray)
 
 def selections(trajectories: Any, target: np.ndarray, domain: Any, cells: np.ndarray, resamples: int) -> dict[str, Any]:
     """STAR as rules choose it that do not know the truth; candidates with the full product are there as references."""
-    from jaxrl_off.estimators.trajectory import star_selection
+    from jaxrl_off.estimators.trajectory.reward_processes import selection as star_selection
 
     windows, most = (*WINDOWS, None), max(CELLS[domain.name])
     options = dict(resamples=resamples, discount=domain.discount)

@@ -11,16 +11,13 @@ import pytest
 
 from jaxrl_off import cli, training
 from jaxrl_off.data import trajectories
-from jaxrl_off.data.behaviour import clone_behaviour
-from jaxrl_off.estimators.trajectory import (
-    abstractions,
-    linear_q,
-    tabular,
-    tabular_occupancy,
-    target_policy,
-    traces,
-    weighted,
-)
+from jaxrl_off.estimators.trajectory.behaviour import clone_behaviour
+from jaxrl_off.estimators.trajectory.columns import target_policy
+from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy
+from jaxrl_off.estimators.trajectory.reward_processes import abstractions
+from jaxrl_off.estimators.trajectory.values import linear as linear_q
+from jaxrl_off.estimators.trajectory.values import tabular, traces
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
 command = importlib.import_module("jaxrl_off.cli.estimate_trajectories")  # the package has the function of that name

@@ -21,7 +21,7 @@ from benchmarks.el_shootout import (
     programs_of,
     tally,
 )
-from jaxrl_off.data.supervised import make_logger
+from jaxrl_off.envs.labelled_bandit import make_logger
 from jaxrl_off.estimators import bandit
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ope_domains, ope_methods, ope_suite
-from jaxrl_off.estimators.trajectory import weighted
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 
 
 @pytest.fixture(scope="module")

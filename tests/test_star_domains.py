@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import star_domains
 from jaxrl_off.data.trajectories import check
-from jaxrl_off.estimators.trajectory.weighted import naive
+from jaxrl_off.estimators.trajectory.weights.importance import naive
 from jaxrl_off.types import Trajectories
 
 N = 1000

@@ -42,8 +42,8 @@ def ours(task: str) -> Callable[[int, int], None]:
     import jax
     import jax.numpy as jnp
 
-    from jaxrl_off.estimators.trajectory import fitted_q
-    from jaxrl_off.estimators.trajectory.target_policy import TargetActions
+    from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
+    from jaxrl_off.estimators.trajectory.values import network as fitted_q
     from jaxrl_off.types import Trajectories
 
     observations, actions, rewards = episodes(task)

@@ -52,7 +52,8 @@ def ours(kind: str, count: int, horizon: int) -> Callable[[], Answer]:
     """A call that is timed."""
     import jax
 
-    from jaxrl_off.estimators.trajectory import star, suite
+    from jaxrl_off.estimators.trajectory import suite
+    from jaxrl_off.estimators.trajectory.reward_processes import star
     from jaxrl_off.types import Trajectories
 
     columns = data(count, horizon, SETS if kind == "grid" else 0)

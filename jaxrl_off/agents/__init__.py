@@ -1,9 +1,9 @@
 """Algorithms: one file a family, each with a `Config`, its presets and `make(config, spec, ...) -> Agent`."""
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
-from jaxrl_off.agents.config import DivergenceAugmentedConfig
 from jaxrl_off.agents.dapg import DapgConfig, NaturalGradientState
 from jaxrl_off.agents.divergence_augmented import AgentState
+from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig
 from jaxrl_off.agents.families import (
     FAMILIES,
     PRESETS,

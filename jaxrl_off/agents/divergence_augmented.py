@@ -1,8 +1,8 @@
 """Divergence-augmented policy optimization and its family: PPO, PPO+DA, DAPO, V-trace, MDPO, P3O, GePPO, ACER, V-MPO.
 
-One loss serves all (`jaxrl_off.agents.losses`; Wang et al., "Divergence-Augmented Policy Optimization", NeurIPS 2019):
+One loss serves all (`divergence_augmented_losses`; Wang et al., "Divergence-Augmented Policy Optimization", NeurIPS 2019):
 `weight(ratio) x (A - D / eta) + penalty`, where A is an advantage, D a (multi-step) divergence to the behaviour policy that
-generated the sample, and the penalty an exact state-wise KL. `jaxrl_off.agents.config` says which member sets what.
+generated the sample, and the penalty an exact state-wise KL. `divergence_augmented_config` says which member sets what.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates
-from jaxrl_off.agents.config import DivergenceAugmentedConfig, check
-from jaxrl_off.agents.losses import family_loss
+from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig, check
+from jaxrl_off.agents.divergence_augmented_losses import family_loss
 from jaxrl_off.envs.base import DiscreteSpace, EnvironmentSpec
 from jaxrl_off.networks import ActorCritic
 from jaxrl_off.ops.returns import lambda_returns, successor_values

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxrl_off.agents import config as divergence_augmented_config
-from jaxrl_off.agents import dapg, divergence_augmented, kl_regularised, kl_regularised_config
+from jaxrl_off.agents import (
+    dapg,
+    divergence_augmented,
+    divergence_augmented_config,
+    kl_regularised,
+    kl_regularised_config,
+)
 from jaxrl_off.agents.base import Agent
 from jaxrl_off.envs.base import EnvironmentSpec
 

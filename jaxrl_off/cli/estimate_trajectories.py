@@ -12,8 +12,8 @@ from jaxrl_off.cli.common import table
 from jaxrl_off.cli.results import check_output, write_results
 
 if TYPE_CHECKING:
-    from jaxrl_off.estimators.trajectory.target_policy import TargetActions
-    from jaxrl_off.estimators.trajectory.transitions import ActionValues
+    from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
+    from jaxrl_off.estimators.trajectory.columns.transitions import ActionValues
     from jaxrl_off.training import PolicyFunctions
     from jaxrl_off.types import Array, Estimate, Trajectories
 
@@ -98,7 +98,7 @@ def estimate_trajectories(options: EstimateTrajectories) -> int:
 
 def _check(options: EstimateTrajectories, names: list[str]) -> None:
     """Refuse what cannot be meant before anything is read or fitted."""
-    from jaxrl_off.estimators.trajectory.common import settings_of
+    from jaxrl_off.estimators.trajectory.statistics import settings_of
 
     unknown = [name for name in names if name not in ESTIMATORS]
     if unknown or not names:
@@ -175,7 +175,7 @@ def _with_behaviour(
         return trajectories, None
     if num_actions is None:
         raise ValueError("--clone-behaviour is for discrete actions; take fqe, which does without probabilities.")
-    from jaxrl_off.data.behaviour import clone_behaviour
+    from jaxrl_off.estimators.trajectory.behaviour import clone_behaviour
 
     cloned, report = clone_behaviour(trajectories, num_actions=num_actions, kind=options.clone_behaviour)
     return cloned, report.note
@@ -235,7 +235,7 @@ def _target(
     key: Array,
 ) -> TargetActions:
     """What the policy would do in every state."""
-    from jaxrl_off.estimators.trajectory.target_policy import target_actions
+    from jaxrl_off.estimators.trajectory.columns.target_policy import target_actions
 
     if num_actions is None:
         return target_actions(trajectories, policy.act, samples=options.action_samples, key=key)
@@ -248,7 +248,9 @@ def _cross_fitted(
     """Values of every trajectory from a Q that was fitted to others."""
     import numpy as np
 
-    from jaxrl_off.estimators.trajectory import corrected, fitted_q, linear_q
+    from jaxrl_off.estimators.trajectory.values import linear as linear_q
+    from jaxrl_off.estimators.trajectory.values import network as fitted_q
+    from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 
     def fit(counts: Any) -> ActionValues:
         shared = dict(discount=options.discount, counts=counts)
@@ -267,7 +269,8 @@ def _fqe(
     settings: dict[str, Any],
 ) -> Estimate:
     """A Q fitted to all trajectories, with the error that the fit has."""
-    from jaxrl_off.estimators.trajectory import fitted_q, linear_q
+    from jaxrl_off.estimators.trajectory.values import linear as linear_q
+    from jaxrl_off.estimators.trajectory.values import network as fitted_q
 
     if options.q != "mlp":
         return linear_q.linear_q_evaluation(trajectories, target, features=options.q, **settings)
@@ -276,7 +279,7 @@ def _fqe(
 
 
 def _network(options: EstimateTrajectories, **settings: Any) -> Any:
-    from jaxrl_off.estimators.trajectory.fitted_q import FittedQConfig
+    from jaxrl_off.estimators.trajectory.values.network import FittedQConfig
 
     return FittedQConfig(sizes=(64, 64), updates=options.updates, **settings)
 
@@ -285,7 +288,7 @@ def _cells(options: EstimateTrajectories, trajectories: Trajectories, key: Array
     """The cell of every observation, and how many there are."""
     import numpy as np
 
-    from jaxrl_off.estimators.trajectory import abstractions
+    from jaxrl_off.estimators.trajectory.reward_processes import abstractions
 
     observations, mask = trajectories.observations, trajectories.mask
     if observations.shape == mask.shape and observations.dtype.kind in "iu" and observations[mask].min() >= 0:
@@ -307,7 +310,9 @@ def _by_cells(
     """model, mis and dice with cells for states, in each of which the policy is what it is on average over the steps there."""
     import numpy as np
 
-    from jaxrl_off.estimators.trajectory import linear_occupancy, tabular, tabular_occupancy
+    from jaxrl_off.estimators.trajectory.occupancy import linear as linear_occupancy
+    from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy
+    from jaxrl_off.estimators.trajectory.values import tabular
 
     data = trajectories._replace(observations=states, final_observation=None)
     if name == "mis":

@@ -1,9 +1,9 @@
 """Training loops: pure `train(config, key)` for notebooks, and `run` with files, progress and exact resume."""
 
 from jaxrl_off.training.checkpoints import CheckpointError
-from jaxrl_off.training.collect import collect, policy_of, policy_of_file
+from jaxrl_off.training.demonstrations import collect, policy_of, policy_of_file
 from jaxrl_off.training.evaluation import Evaluation, evaluate, summarise_evaluation
-from jaxrl_off.training.on_policy import (
+from jaxrl_off.training.loop import (
     Loop,
     LoopState,
     TrainResult,

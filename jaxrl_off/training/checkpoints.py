@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_off.training.on_policy import LoopState
+from jaxrl_off.training.loop import LoopState
 from jaxrl_off.types import PyTree
 
 FOLDER = "checkpoints"

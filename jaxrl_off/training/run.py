@@ -25,6 +25,7 @@ from jaxrl_off.training import checkpoints, demonstrated
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.evaluation import COLUMNS as EVALUATION_COLUMNS
 from jaxrl_off.training.evaluation import evaluate, summarise_evaluation
+from jaxrl_off.training.loop import Loop, LoopState, make_loop
 from jaxrl_off.training.metrics import (
     CSV_NAME,
     JSONL_NAME,
@@ -34,7 +35,6 @@ from jaxrl_off.training.metrics import (
     read_last_row,
     require_tensorboardx,
 )
-from jaxrl_off.training.on_policy import Loop, LoopState, make_loop
 from jaxrl_off.training.progress import Interruption, display, samples_after, say
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
 from jaxrl_off.training.stored import CONFIG_NAME, LABELS, read_description, write_description

@@ -14,7 +14,7 @@ from jaxrl_off.agents.base import Agent
 from jaxrl_off.envs.base import EnvironmentSpec
 from jaxrl_off.training import checkpoints, demonstrated
 from jaxrl_off.training.checkpoints import CheckpointError
-from jaxrl_off.training.on_policy import make_loop
+from jaxrl_off.training.loop import make_loop
 from jaxrl_off.training.progress import samples_after
 from jaxrl_off.training.settings import LoopSettings, plan
 

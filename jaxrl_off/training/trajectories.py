@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.agents.config import DivergenceAugmentedConfig
 from jaxrl_off.agents.divergence_augmented import build_network
+from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig
 from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
 from jaxrl_off.envs.base import ContinuousSpace, Environment, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import GaussianPolicy

@@ -11,9 +11,9 @@ import pytest
 
 from jaxrl_off import agents, envs
 from jaxrl_off.agents import Chunk, DivergenceAugmentedConfig, make, preset
-from jaxrl_off.agents import config as config_module
 from jaxrl_off.agents import divergence_augmented as agent_module
-from jaxrl_off.agents.config import PRESETS
+from jaxrl_off.agents import divergence_augmented_config as config_module
+from jaxrl_off.agents.divergence_augmented_config import PRESETS
 from jaxrl_off.types import EpisodeStatistics
 
 REALS = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if isinstance(f.default, float)]

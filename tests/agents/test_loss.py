@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from jaxrl_off.agents import AgentState, preset
-from jaxrl_off.agents.config import PRESETS
 from jaxrl_off.agents.divergence_augmented import Duals, build_network, make
-from jaxrl_off.agents.losses import family_loss
+from jaxrl_off.agents.divergence_augmented_config import PRESETS
+from jaxrl_off.agents.divergence_augmented_losses import family_loss
 from jaxrl_off.distributions import Categorical, DiagonalNormal
 from jaxrl_off.envs.base import DiscreteSpace, EnvironmentSpec, continuous_space
 from jaxrl_off.types import Rollout

@@ -14,8 +14,8 @@ import pytest
 
 from jaxrl_off import envs
 from jaxrl_off.agents import make, preset
-from jaxrl_off.agents.config import PRESETS
 from jaxrl_off.agents.divergence_augmented import build_network
+from jaxrl_off.agents.divergence_augmented_config import PRESETS
 from jaxrl_off.envs.base import Environment
 from jaxrl_off.training import LoopSettings, make_train
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_off.data.bandit_logs import from_arrays
-from jaxrl_off.data.supervised import (
+from jaxrl_off.envs.labelled_bandit import (
     KINDS,
     greedy_policy,
     log_decisions,

@@ -8,7 +8,6 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from jaxrl_off.data import demonstrations
-from jaxrl_off.data.behaviour import clone_behaviour
 from jaxrl_off.data.trajectories import (
     check,
     chunks,
@@ -20,7 +19,8 @@ from jaxrl_off.data.trajectories import (
     read_hdf5,
     save,
 )
-from jaxrl_off.estimators.trajectory.weighted import naive, wis
+from jaxrl_off.estimators.trajectory.behaviour import clone_behaviour
+from jaxrl_off.estimators.trajectory.weights.importance import naive, wis
 from jaxrl_off.types import Trajectories
 
 LENGTHS, TERMINATES = (3, 1, 4), (True, True, False)

@@ -7,8 +7,8 @@ import pytest
 from jaxrl_off.data import trajectory_streams
 from jaxrl_off.data.trajectories import chunks, concatenate, from_episodes, from_flat, read_hdf5, save
 from jaxrl_off.data.trajectory_streams import iterate_episodes, iterate_flat, iterate_hdf5, iterate_npz
-from jaxrl_off.estimators.trajectory import weighted
 from jaxrl_off.estimators.trajectory.streaming import streaming
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 
 LENGTHS = (3, 1, 4, 2, 5, 1, 1)
 

@@ -15,7 +15,7 @@ import pytest
 
 from jaxrl_off.training import checkpoints
 from jaxrl_off.training.checkpoints import CheckpointError
-from jaxrl_off.training.on_policy import LoopState
+from jaxrl_off.training.loop import LoopState
 
 IDENTITY = {
     "version": "1",

@@ -111,7 +111,7 @@ def test_ends_and_chunks(truncates, monkeypatch):
     assert check(demos, lanes.spec)[1]["episodes"] == 11
     assert (demos.truncated if truncates else demos.terminated).sum() == 11
     assert not (demos.terminated if truncates else demos.truncated).any()
-    module = importlib.import_module("jaxrl_off.training.collect")
+    module = importlib.import_module("jaxrl_off.training.demonstrations")
     for size in (1, 7):  # how steps are cut into compiled pieces does not matter
         monkeypatch.setattr(module, "CHUNK", size)
         again = collect(push, lanes, jax.random.key(0), episodes=11)

@@ -11,7 +11,14 @@ import pytest
 
 from jaxrl_off import agents, envs
 from jaxrl_off.data.demonstrations import Demonstrations
-from jaxrl_off.training import CheckpointError, LoopSettings, collect, demonstrated, load_run, run
+from jaxrl_off.training import (
+    CheckpointError,
+    LoopSettings,
+    collect,
+    demonstrated,
+    load_run,
+    run,
+)
 
 SETTINGS = LoopSettings(
     total_steps=400, collect_length=25, rollout_length=1, batch_size=25, reuse=5.0, replay_capacity=400, burn_in=100,

@@ -704,4 +704,4 @@ def test_what_a_fake_step_holds_does_not_matter(name, fields):
 
 @pytest.mark.slow
 def test_docstring_example():
-    assert doctest.testmod(importlib.import_module("jaxrl_off.training.on_policy")).failed == 0
+    assert doctest.testmod(importlib.import_module("jaxrl_off.training.loop")).failed == 0

@@ -13,7 +13,6 @@ from jaxrl_off.estimators.bandit.empirical import (
 from jaxrl_off.estimators.bandit.learning import LearnedPolicy, Learning, learn
 from jaxrl_off.estimators.bandit.online import Grid, Histogram, grid_of, make_histogram, update_histogram
 from jaxrl_off.estimators.bandit.reward_models import cross_fitted
-from jaxrl_off.estimators.bandit.selection import slope
 from jaxrl_off.estimators.bandit.weighted import (
     clipped_ips,
     direct_method,
@@ -27,6 +26,7 @@ from jaxrl_off.estimators.bandit.weighted import (
     sub_gaussian_ips,
     switch_doubly_robust,
 )
+from jaxrl_off.estimators.selection import slope
 
 __all__ = [
     "ControlVariates",

@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.estimators.common import check_range, is_concrete, padded_size, standard_error, weighted_mean
 from jaxrl_off.types import Array
 
-SIDES = ("two", "lower", "upper")
 MATRICES = ("control_variates", "slot_weights")  # columns that have several numbers a row
 _ROUNDING = 1e-6  # by how much, relatively, a weight may be above the largest one: that is float32's doing
 
@@ -33,36 +32,6 @@ class Rows(NamedTuple):
     others: tuple[Array, ...]
 
 
-def is_concrete(*values: Any) -> bool:
-    """Whether no value is a tracer, so that numbers can be looked at."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
-
-
-def padded_size(count: int) -> int:
-    """Rows that `count` rows are padded to: at most an eighth more, so that logs of many sizes share few programs."""
-    if count <= 16:
-        return 16
-    step = 2 ** max(math.floor(math.log2(count - 1)) - 3, 0)
-    return -(-count // step) * step
-
-
-def check_range(name: str, given: Sequence[float], *, infinite: bool = False) -> tuple[float, float]:
-    """A pair `low < high` of numbers.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if len(given) != 2:
-        raise ValueError(f"{name} must be a pair (low, high), got {given!r}.")
-    low, high = given
-    if is_concrete(low, high):
-        finite = math.isfinite(low) and (math.isfinite(high) or (infinite and high == math.inf))
-        if not finite or not low < high:
-            kind = "numbers, of which the second may be infinite," if infinite else "finite numbers"
-            raise ValueError(f"{name} must be {kind} with low < high, got ({low}, {high}).")
-    return low, high
-
-
 def check_weight_range(given: Sequence[float]) -> tuple[float, float]:
     """A range of importance weights, `0 <= low < 1 < high`: their mean is 1.
 
@@ -76,18 +45,6 @@ def check_weight_range(given: Sequence[float]) -> tuple[float, float]:
             "weights can be, not what they were; with propensities of at least p, (0, 1 / p)."
         )
     return low, high
-
-
-def check_level(level: float | None, sides: str) -> None:
-    """Refuse a level outside (0, 1) and unknown sides.
-
-    Raises:
-        ValueError: saying what is allowed.
-    """
-    if sides not in SIDES:
-        raise ValueError(f"sides must be one of {', '.join(SIDES)}, got {sides!r}.")
-    if level is not None and not 0.0 < level < 1.0:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level}.")
 
 
 def rows_of(
@@ -178,21 +135,6 @@ def _check_values(
             )
 
 
-def weighted_mean(counts: Array, values: Array) -> Array:
-    """`sum c x / sum c`."""
-    return jnp.sum(counts * values) / jnp.sum(counts)
-
-
-def standard_error(counts: Array, influence: Array) -> Array:
-    """`sqrt(sum c (x - mean)^2 / (N (N - 1)))` of the mean of an influence function; infinite for N <= 1."""
-    total = jnp.sum(counts)
-    squares = jnp.sum(counts * jnp.square(influence - weighted_mean(counts, influence)))
-    variance = squares / jnp.where(total > 1, total * (total - 1.0), 1.0)
-    # a square root whose derivative at 0 is 0
-    error = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-    return jnp.where(total > 1, error, jnp.inf)
-
-
 def regression_error(counts: Array, target: Array, centred: Array) -> Array:
     """Standard error of the mean of a target after regression on columns `[n, k]` of known mean 0."""
     columns = [centred[:, k] for k in range(centred.shape[1])]
@@ -202,12 +144,6 @@ def regression_error(counts: Array, target: Array, centred: Array) -> Array:
     gram += (1e-12 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny) * jnp.eye(len(columns))
     slopes = right / gram[0] if len(columns) == 1 else jnp.linalg.solve(gram, right)
     return standard_error(counts, target - sum(slope * x for slope, x in zip(slopes, columns, strict=True)))
-
-
-def effective_size(counts: Array, weights: Array) -> Array:
-    """Kish's `(sum c w)^2 / sum c w^2`, in rows; 0 without any weight."""
-    squares = jnp.sum(counts * jnp.square(weights))
-    return jnp.square(jnp.sum(counts * weights)) / jnp.where(squares > 0, squares, 1.0)
 
 
 def weight_diagnostics(counts: Array, weights: Array) -> dict[str, Array]:

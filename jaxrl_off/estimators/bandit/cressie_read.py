@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical_core import estimate_value, threshold_of
+from jaxrl_off.estimators.common import check_level, check_range, is_concrete
 from jaxrl_off.types import Array, Estimate
 
 
@@ -41,7 +42,7 @@ _CHUNK = 2**13  # rows that stay in a core's cache, and are too few for OpenBLAS
 
 def _sums_of(weights: Any, rewards: Any, counts: Any, limits: tuple[Any, Any], span: tuple[Any, Any]) -> _Sums:
     """The sums of a log, on the host where its numbers are at hand: one pass, which checks them too."""
-    if counts is None and common.is_concrete(weights, rewards, limits, span):
+    if counts is None and is_concrete(weights, rewards, limits, span):
         found = _sums_on_host(np.asarray(weights, np.float64), np.asarray(rewards, np.float64), limits, span)
         if found is not None:
             return found
@@ -123,12 +124,12 @@ def cressie_read(
     Raises:
         ValueError: for columns, ranges or settings that cannot be meant.
     """
-    common.check_level(level, sides)
-    limits, span = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
+    check_level(level, sides)
+    limits, span = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
     with jax.enable_x64(True):
         sums = _sums_of(weights, rewards, counts, limits, span)
         ranges = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (limits, span))
-        infinite = common.is_concrete(limits[1]) and math.isinf(limits[1])
+        infinite = is_concrete(limits[1]) and math.isinf(limits[1])
         return _cressie_read(sums, ranges, infinite=infinite, level=level, sides=sides)
 
 
@@ -206,8 +207,8 @@ def euclidean(
     There is no interval: its statistic is not asymptotically chi-square with the end of the range in it.
     Arguments, result and errors as `cressie_read`; the weight range must be finite.
     """
-    limits, span = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
-    if common.is_concrete(limits) and math.isinf(limits[1]):
+    limits, span = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
+    if is_concrete(limits) and math.isinf(limits[1]):
         raise ValueError(
             "the Euclidean likelihood needs a finite weight range; give the largest weight that is possible."
         )
@@ -261,9 +262,9 @@ def power_divergence(
     """
     if not power > -1.0 or math.isinf(power):
         raise ValueError(f"power must be a finite number above -1, got {power}; -2 is `cressie_read`.")
-    limits, span = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
+    limits, span = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
     with jax.enable_x64(True):
         rows = common.rows_of(weights, rewards, counts, limits, span)
         ranges = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (limits, span))
-        infinite = common.is_concrete(limits[1]) and math.isinf(limits[1])
+        infinite = is_concrete(limits[1]) and math.isinf(limits[1])
         return estimate_value(rows, None, ranges, infinite=infinite, power=power / (1.0 + power))

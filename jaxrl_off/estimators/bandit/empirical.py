@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off.estimators.bandit import common, empirical_core
+from jaxrl_off.estimators.common import check_level, check_range, is_concrete
 from jaxrl_off.types import Array, Estimate
 
 CALIBRATIONS = ("f", "chi2", "finite_sample")
@@ -71,7 +72,7 @@ def predictor_control_variates(
         prediction_range: (low, high) of q.
     """
     low, high = common.check_weight_range(weight_range)
-    least, most = common.check_range("prediction_range", prediction_range)
+    least, most = check_range("prediction_range", prediction_range)
     with jax.enable_x64(True):
         values = jnp.asarray(weights, jnp.float64) * jnp.asarray(predicted) - jnp.asarray(predicted_target)
         corners = [(w, tau) for w in (low, high) for tau in (w * least - most, w * most - least)]
@@ -138,7 +139,7 @@ def empirical_likelihood(
         [0.8, 0.145946, 0.998252]
     """
     _check_settings(level, sides, calibration, control_variates, predicted, predicted_target, weight_range)
-    ranges = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
+    ranges = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
     with jax.enable_x64(True):
         others = {}
         if control_variates is not None:
@@ -148,7 +149,7 @@ def empirical_likelihood(
         rows = common.rows_of(weights, rewards, counts, *ranges, **others)
         corners = None if control_variates is None else jnp.asarray(control_variates.corners, jnp.float64)
         ranges = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), ranges)
-        infinite = common.is_concrete(weight_range[1]) and math.isinf(weight_range[1])
+        infinite = is_concrete(weight_range[1]) and math.isinf(weight_range[1])
         return empirical_core.estimate_value(
             rows,
             corners,
@@ -195,9 +196,9 @@ def likelihood_weights(
     Raises:
         ValueError: for columns, ranges or a level that cannot be meant.
     """
-    common.check_level(level, "two")
-    ranges = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
-    infinite = common.is_concrete(weight_range[1]) and math.isinf(weight_range[1])
+    check_level(level, "two")
+    ranges = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
+    infinite = is_concrete(weight_range[1]) and math.isinf(weight_range[1])
     with jax.enable_x64(True):
         rows = common.rows_of(weights, rewards, counts, *ranges)
         asked = rows if at is None else common.rows_of(*at, None, *ranges)
@@ -240,14 +241,14 @@ def empirical_likelihood_difference(
     Raises:
         ValueError: for columns, ranges or settings that cannot be meant.
     """
-    common.check_level(level, sides)
+    check_level(level, sides)
     if calibration not in ("f", "chi2"):
         raise ValueError(f"calibration of a difference must be 'f' or 'chi2', got {calibration!r}.")
     first = common.check_weight_range(weight_range)
     second = common.check_weight_range(baseline_weight_range or weight_range)
-    if common.is_concrete(first, second) and math.inf in (first[1], second[1]):
+    if is_concrete(first, second) and math.inf in (first[1], second[1]):
         raise ValueError("a difference needs finite weight ranges; give the largest weights that are possible.")
-    span = common.check_range("reward_range", reward_range)
+    span = check_range("reward_range", reward_range)
     with jax.enable_x64(True):
         # the range of the second weights is checked as if they were the log's own
         common.rows_of(baseline_weights, rewards, counts, second, span)
@@ -292,14 +293,14 @@ def censored_empirical_likelihood(
     Raises:
         ValueError: for columns, ranges or settings that cannot be meant.
     """
-    common.check_level(level, sides)
+    check_level(level, sides)
     if calibration not in ("f", "chi2"):
         raise ValueError(f"calibration with censored rewards must be 'f' or 'chi2', got {calibration!r}.")
-    limits, span = common.check_weight_range(weight_range), common.check_range("reward_range", reward_range)
-    if common.is_concrete(limits) and math.isinf(limits[1]):
+    limits, span = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
+    if is_concrete(limits) and math.isinf(limits[1]):
         raise ValueError("censored rewards need a finite weight range; give the largest weight that is possible.")
     with jax.enable_x64(True):
-        library = np if common.is_concrete(observed, rewards) else jnp
+        library = np if is_concrete(observed, rewards) else jnp
         observed = library.asarray(observed, bool)
         shown = library.where(observed, library.asarray(rewards, library.float64), span[0])
         rows = common.rows_of(weights, shown, counts, limits, span, observed=observed)
@@ -316,7 +317,7 @@ def _check_settings(
     predicted_target: Any,
     weight_range: Sequence[float],
 ) -> None:
-    common.check_level(level, sides)
+    check_level(level, sides)
     if calibration not in CALIBRATIONS:
         raise ValueError(f"calibration must be one of {', '.join(CALIBRATIONS)}, got {calibration!r}.")
     if (predicted is None) != (predicted_target is None):
@@ -332,5 +333,5 @@ def _check_settings(
             f"control variates have values {values} and corners {corners}; values are [n, k] and corners [J, 1 + k]: the "
             "weight, then the k variates."
         )
-    if common.is_concrete(weight_range[1]) and math.isinf(weight_range[1]):
+    if is_concrete(weight_range[1]) and math.isinf(weight_range[1]):
         raise ValueError("control variates need a finite weight range; give the largest weight that is possible.")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_off.estimators.bandit import common
+from jaxrl_off.estimators.common import effective_size
 from jaxrl_off.ops import empirical_likelihood as el
 from jaxrl_off.ops.quantiles import student_t_quantile
 from jaxrl_off.types import Array, Estimate
@@ -221,7 +222,7 @@ def _assembled(
     lower = upper = None
     if level is not None:
         lower, upper, diagnostics["threshold"] = _bounds(problem, best, level, sides, calibration)
-    size = common.effective_size(problem.counts, weights)
+    size = effective_size(problem.counts, weights)
     return Estimate(0.5 * (low + high), error, lower, upper, size, diagnostics)
 
 
@@ -278,7 +279,7 @@ def estimate_censored(
 
         lower = least if sides == "upper" else end(low, least, 1.0)
         upper = most if sides == "lower" else end(high, most, -1.0)
-    size = common.effective_size(counts, weights * observed)
+    size = effective_size(counts, weights * observed)
     return Estimate(value, error, lower, upper, size, diagnostics)
 
 

@@ -31,6 +31,7 @@ import optax
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical import empirical_likelihood
 from jaxrl_off.estimators.bandit.empirical_core import likelihood_weights
+from jaxrl_off.estimators.common import check_level, check_range, is_concrete
 from jaxrl_off.types import Array
 
 OBJECTIVES = (
@@ -173,18 +174,18 @@ def learn(
         raise ValueError(
             "level must be between 0 and 1, such as 0.95, got None; it is that of the bound that is learned on."
         )
-    common.check_level(level, "two")
+    check_level(level, "two")
     limits = common.check_weight_range(weight_range) if weight_range is not None else (0.0, math.inf)
-    span = common.check_range("reward_range", reward_range)
+    span = check_range("reward_range", reward_range)
     for name, value in (("passes", passes), ("batch_size", batch_size), ("num_actions", num_actions)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if objective == "variance_penalty" and batch_size < 2:
         raise ValueError(f"objective='variance_penalty' needs batches of 2 rows or more, got batch_size={batch_size}.")
-    if common.is_concrete(penalty, clip) and not (penalty >= 0 and clip > 0):
+    if is_concrete(penalty, clip) and not (penalty >= 0 and clip > 0):
         raise ValueError(f"penalty must not be negative and clip positive, got {penalty} and {clip}.")
     columns = features, actions, rewards, propensities
-    if common.is_concrete(columns, predictions):
+    if is_concrete(columns, predictions):
         _check_columns(*(np.asarray(x) for x in columns), num_actions, span)
         _check_predictions(predictions, len(np.asarray(rewards)), num_actions)
         _check_largest(weight_range, np.asarray(propensities))
@@ -241,7 +242,7 @@ def _check_predictions(predictions: Any, count: int, num_actions: int) -> None:
 
 def _check_largest(weight_range: Sequence[float] | None, propensities: np.ndarray) -> None:
     """Weights of the policies to come may be as large as 1 / propensity."""
-    if weight_range is None or not common.is_concrete(weight_range):
+    if weight_range is None or not is_concrete(weight_range):
         return
     largest = 1.0 / float(propensities.min())
     if weight_range[1] < largest * (1.0 - 1e-6):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off.estimators.bandit import common
+from jaxrl_off.estimators.common import check_range, is_concrete
 from jaxrl_off.types import Array
 
 
@@ -74,7 +75,7 @@ def make_histogram(
         1.25
     """
     low, high = common.check_weight_range(weight_range)
-    least, most = common.check_range("reward_range", reward_range)
+    least, most = check_range("reward_range", reward_range)
     if high == float("inf"):
         raise ValueError("a histogram needs a finite weight range; give the largest weight that is possible.")
     for name, value, fewest in (("weight_buckets", weight_buckets, 2), ("reward_buckets", reward_buckets, 1)):
@@ -109,7 +110,7 @@ def update_histogram(state: Histogram, weights: Any, rewards: Any, counts: Any =
     with jax.enable_x64(True):
         weights, rewards = jnp.atleast_1d(jnp.asarray(weights)), jnp.atleast_1d(jnp.asarray(rewards))
         ranges = None, None
-        if common.is_concrete(state):
+        if is_concrete(state):
             ranges = tuple(
                 (float(grid[0]), float(grid[-1])) for grid in map(np.asarray, (state.weights, state.rewards))
             )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.bandit import common
+from jaxrl_off.estimators.common import check_range
 from jaxrl_off.types import Array
 
 OBJECTIVES = ("squares", "importance", "variance")
@@ -85,7 +85,7 @@ def cross_fitted(
         )
     if propensities is not None and not ((columns["propensities"] > 0) & (columns["propensities"] <= 1)).all():
         raise ValueError("propensities must be in (0, 1]; mend the log.")
-    span = None if reward_range is None else common.check_range("reward_range", reward_range)
+    span = None if reward_range is None else check_range("reward_range", reward_range)
     fold = np.random.default_rng(seed).permutation(count) % folds
     with jax.enable_x64(True):
         inputs = jnp.concatenate([jnp.ones((count, 1)), jnp.asarray(features, jnp.float64)], axis=1)

@@ -11,6 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_off.estimators.bandit import common
+from jaxrl_off.estimators.common import (
+    check_level,
+    effective_size,
+    is_concrete,
+    standard_error,
+    weighted_mean,
+)
 from jaxrl_off.ops import confidence_sequences, intervals
 from jaxrl_off.types import Array, Estimate
 
@@ -75,7 +82,7 @@ def settings_of(
     Raises:
         ValueError: for settings that cannot be meant.
     """
-    common.check_level(level, sides)
+    check_level(level, sides)
     if interval not in (*ASYMPTOTIC, *BOUNDED):
         raise ValueError(f"interval must be one of {', '.join((*ASYMPTOTIC, *BOUNDED))}, got {interval!r}.")
     if level is not None and interval in BOUNDED and why_unbounded:
@@ -89,7 +96,7 @@ def unbounded(weight_range: Sequence[float] | None, largest: Any, ratio: bool) -
     """Why terms have no known range, for `settings_of`; `largest` is what weights can be at most."""
     if ratio:
         return "the estimator is a ratio"
-    if not common.is_concrete(largest) or not math.isinf(largest):
+    if not is_concrete(largest) or not math.isinf(largest):
         return None
     return "weight_range was not given" if weight_range is None else "weight_range is infinite"
 
@@ -111,7 +118,7 @@ def estimate_terms(
     """
 
     def statistic(counts: Array) -> Array:
-        value = common.weighted_mean(counts, terms.mean)
+        value = weighted_mean(counts, terms.mean)
         if terms.numerator is None:
             return value
         total = jnp.sum(counts * terms.denominator)
@@ -120,15 +127,15 @@ def estimate_terms(
 
     value, influence = statistic(counts), terms.mean
     if terms.numerator is not None:
-        scale = common.weighted_mean(counts, terms.denominator)
-        ratio = value - common.weighted_mean(counts, terms.mean)
+        scale = weighted_mean(counts, terms.denominator)
+        ratio = value - weighted_mean(counts, terms.mean)
         influence += ratio + (terms.numerator - ratio * terms.denominator) / jnp.where(scale > 0, scale, 1.0)
     diagnostics = common.weight_diagnostics(counts, weights)
     changed = jnp.abs(weights - terms.weights) > 1e-12 * jnp.maximum(weights, 1.0)
     total_weight = jnp.sum(counts * weights)
     lost = jnp.sum(counts * jnp.maximum(weights - terms.weights, 0.0))
     diagnostics |= {
-        "clipped_rows": common.weighted_mean(counts, changed.astype(weights.dtype)),
+        "clipped_rows": weighted_mean(counts, changed.astype(weights.dtype)),
         "clipped_weight": lost / jnp.where(total_weight > 0, total_weight, 1.0),
     }
     lower = upper = None
@@ -144,8 +151,8 @@ def estimate_terms(
             jnp.where(jnp.isnan(value) | jnp.isnan(x), end, x)
             for end, x in zip(reward_range, (lower, upper), strict=True)
         )
-    error = common.standard_error(counts, influence)
-    return Estimate(value, error, lower, upper, common.effective_size(counts, terms.weights), diagnostics)
+    error = standard_error(counts, influence)
+    return Estimate(value, error, lower, upper, effective_size(counts, terms.weights), diagnostics)
 
 
 def _interval(

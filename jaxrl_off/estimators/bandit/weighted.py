@@ -38,6 +38,7 @@ import numpy as np
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical import empirical_likelihood
 from jaxrl_off.estimators.bandit.terms import ASYMPTOTIC, BOUNDED, Terms, estimate_terms, settings_of, unbounded
+from jaxrl_off.estimators.common import check_range, is_concrete, padded_size
 from jaxrl_off.types import Array, Estimate
 
 
@@ -102,7 +103,7 @@ def _estimate(
     """
     limits = None if weight_range is None else common.check_weight_range(weight_range)
     low, high = (0.0, math.inf) if limits is None else limits
-    span = common.check_range("reward_range", reward_range)
+    span = check_range("reward_range", reward_range)
     with jax.enable_x64(True):
         changed = high if largest is None else largest(jnp.asarray(high, jnp.float64))
         settings = settings_of(level, sides, interval, resamples, seed, unbounded(weight_range, changed, ratio))
@@ -110,8 +111,8 @@ def _estimate(
             _check_interval(interval, counts, span, others)
         rows = common.rows_of(weights, rewards, counts, limits, span, **others)
         size = len(rows.counts)
-        if counts is not None and common.is_concrete(rows.counts):
-            size = max(size, common.padded_size(int(jnp.ceil(jnp.sum(rows.counts)))))
+        if counts is not None and is_concrete(rows.counts):
+            size = max(size, padded_size(int(jnp.ceil(jnp.sum(rows.counts)))))
         span = tuple(jnp.asarray(x, jnp.float64) for x in span)
         changed = jnp.asarray(changed, jnp.float64)
         terms = terms_of(
@@ -202,7 +203,7 @@ def sub_gaussian_ips(weights: Any, rewards: Any, *, shrinkage: float, **keywords
     Raises:
         ValueError: for columns, ranges or settings that cannot be meant.
     """
-    if common.is_concrete(shrinkage) and not 0.0 <= shrinkage <= 1.0:
+    if is_concrete(shrinkage) and not 0.0 <= shrinkage <= 1.0:
         raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}.")
 
     def shrunk(w: Any) -> Any:
@@ -378,7 +379,7 @@ def pseudo_inverse(slot_weights: Any, rewards: Any, **keywords: Unpack[Keywords]
 
 def _check_interval(interval: str, counts: Any, span: tuple[Any, Any], others: dict[str, Any]) -> None:
     """Refuse multiplicities and predictions that an interval would be wrong for."""
-    if counts is not None and common.is_concrete(counts):
+    if counts is not None and is_concrete(counts):
         given = np.asarray(counts, np.float64)
         if interval in ("bootstrap", "bca") and (given != np.floor(given)).any():
             raise ValueError(f"interval={interval!r} draws whole rows: counts must be whole numbers; use 'student_t'.")
@@ -390,7 +391,7 @@ def _check_interval(interval: str, counts: Any, span: tuple[Any, Any], others: d
         return
     for name in ("predicted", "predicted_target"):
         column = others.get(name)
-        if column is None or not common.is_concrete(column, span):
+        if column is None or not is_concrete(column, span):
             continue
         outside = ~((np.asarray(column) >= span[0]) & (np.asarray(column) <= span[1]))
         if outside.any():
@@ -401,5 +402,5 @@ def _check_interval(interval: str, counts: Any, span: tuple[Any, Any], others: d
 
 
 def _check_positive(name: str, value: Any) -> None:
-    if common.is_concrete(value) and not value > 0:
+    if is_concrete(value) and not value > 0:
         raise ValueError(f"{name} must be positive, got {value}.")

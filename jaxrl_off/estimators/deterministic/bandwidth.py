@@ -13,9 +13,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxrl_off.estimators.bandit.selection import slope
+from jaxrl_off.estimators.common import float64
 from jaxrl_off.estimators.deterministic.estimates import METHODS
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.selection import slope
+from jaxrl_off.estimators.trajectory.steps import quotient
 from jaxrl_off.types import Array, Estimate
 
 
@@ -93,10 +94,10 @@ def extrapolate(wide: Estimate, narrow: Estimate) -> Extrapolation:
         wide: with h.
         narrow: with h / 2.
     """
-    with common.float64(wide, narrow):
+    with float64(wide, narrow):
         difference = wide.value - narrow.value
         bias = difference / 3.0
-        return Extrapolation(narrow.value - bias, bias, common.ratio(bias, narrow.standard_error))
+        return Extrapolation(narrow.value - bias, bias, quotient(bias, narrow.standard_error))
 
 
 def plug_in_bandwidth(wide: Estimate, narrow: Estimate, bandwidth: float, *, smoothed: int = 1) -> float:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.estimators.common import float64, is_concrete
 from jaxrl_off.estimators.deterministic.ratios import LogDensity, data_column
 from jaxrl_off.estimators.deterministic.recursions import flattened
 from jaxrl_off.estimators.deterministic.regressions import Fitted, LinearSieve, regression_of
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory.steps import quotient, steps_of
 from jaxrl_off.types import Array, Trajectories
 
 
@@ -48,8 +49,8 @@ def estimate_behaviour_density(
     Raises:
         ValueError: for data or settings that cannot be meant, and actions that do not vary given observations.
     """
-    with common.float64(trajectories, counts):
-        steps = common.steps_of(trajectories._replace(behaviour_log_prob=None), None, counts=counts)
+    with float64(trajectories, counts):
+        steps = steps_of(trajectories._replace(behaviour_log_prob=None), None, counts=counts)
         observations = data_column("observations", trajectories.observations, steps, 0)
         actions = data_column("actions", trajectories.actions, steps, 1)
         if actions.ndim != 3:
@@ -62,14 +63,14 @@ def estimate_behaviour_density(
         model = LinearSieve(degree=degree)
         fitted, roots = _fitted(model, flattened(observations), actions, steps.mask, train)
         narrow = jnp.diagonal(roots, axis1=-2, axis2=-1) <= 1e-9 * (1.0 + jnp.abs(fitted.intercept))
-        if common.is_concrete(roots) and not bool(jnp.all(jnp.isfinite(roots) & ~narrow[..., None])):
+        if is_concrete(roots) and not bool(jnp.all(jnp.isfinite(roots) & ~narrow[..., None])):
             raise ValueError(
                 "actions do not vary given observations: a deterministic behaviour has no density, and says nothing of "
                 "other policies."
             )
 
         def log_density(observations: Array, actions: Array) -> Array:
-            with common.float64(observations, actions):
+            with float64(observations, actions):
                 rows = flattened(jnp.asarray(observations)), jnp.asarray(actions, jnp.float64)
                 return _log_density(model, fitted, roots, jnp.asarray(member), *rows)
 
@@ -89,7 +90,7 @@ def _fitted(model: LinearSieve, inputs: Array, actions: Array, mask: Array, trai
         weights = (counts[:, None] * mask).reshape(-1)
         fitted = regression.fit(regression.start(x.shape[-1], a.shape[-1], key), x, a, weights, key)
         errors = a - regression.predict(fitted, x)
-        covariance = (errors * common.ratio(weights, jnp.sum(weights))[:, None]).T @ errors
+        covariance = (errors * quotient(weights, jnp.sum(weights))[:, None]).T @ errors
         return fitted, jnp.linalg.cholesky(covariance)
 
     return jax.vmap(one)(train)

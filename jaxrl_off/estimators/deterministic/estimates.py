@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxrl_off.estimators.common import effective_size, float64, is_concrete
 from jaxrl_off.estimators.deterministic.gradients import (
     GradientEstimate,
     estimate_gradient,
@@ -48,8 +49,9 @@ from jaxrl_off.estimators.deterministic.gradients import (
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, ratios_of
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing
-from jaxrl_off.estimators.trajectory import common, means
-from jaxrl_off.estimators.trajectory.common import Settings, Steps
+from jaxrl_off.estimators.trajectory.statistics import Settings, estimate_statistic, resample_size, settings_of
+from jaxrl_off.estimators.trajectory.steps import Steps, held, scaled_weights
+from jaxrl_off.estimators.trajectory.weights import forms as means
 from jaxrl_off.types import Array, Estimate, PyTree, Trajectories
 
 
@@ -118,7 +120,7 @@ def evaluate(
 
     Returns:
         An `Estimate`. Nuisances are taken as given: cross-fit them. Diagnostics: those of
-        `trajectory.common.estimate_statistic`, `effective_sample_sizes` `[T]` of the weights of each step, their minimum
+        `trajectory.statistics.estimate_statistic`, `effective_sample_sizes` `[T]` of the weights of each step, their minimum
         `smallest_effective_sample_size`, and `clipped_share` of the ratios w that were clipped.
 
     Raises:
@@ -139,12 +141,12 @@ def evaluate(
     chosen = _method(method)
     if not chosen.valued:
         raise ValueError(f"{method} is a gradient and has no value; use `gradient`, or marginal_doubly_robust.")
-    checked = common.settings_of(**settings)
+    checked = settings_of(**settings)
     shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
-    with common.float64(trajectories, parameters, smoothing, nuisances, counts):
+    with float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, **shared)
         nuisances = _checked(method, nuisances, ratios, derivatives=False)
-        size = common.resample_size(counts, drawn=checked.drawn)
+        size = resample_size(counts, drawn=checked.drawn)
         return _evaluated(
             ratios.steps, nuisances, method=chosen, normalised=self_normalised, settings=checked, size=size
         )
@@ -190,14 +192,12 @@ def gradient(
     Raises:
         ValueError: as `evaluate`, and for nuisances without derivatives.
     """
-    chosen, checked = _method(method), common.settings_of(**settings)
+    chosen, checked = _method(method), settings_of(**settings)
     shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
-    with common.float64(trajectories, parameters, smoothing, nuisances, counts):
+    with float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, scores=True, **shared)
         nuisances = _checked(method, nuisances, ratios, derivatives=True)
-        options = dict(
-            normalised=self_normalised, settings=checked, size=common.resample_size(counts, drawn=checked.drawn)
-        )
+        options = dict(normalised=self_normalised, settings=checked, size=resample_size(counts, drawn=checked.drawn))
         found = _gradient(ratios.steps, ratios.scores, nuisances, method=chosen, **options)
         return restored(found, ravel_pytree(ratios.parameters)[1])
 
@@ -226,7 +226,7 @@ def _checked(name: str, nuisances: Nuisances | None, ratios: Ratios, *, derivati
         if values.shape != shape:
             raise ValueError(f"{name} has shape {values.shape}; {shape} is needed: were nuisances made of other data?")
         mask = steps.mask[..., None] if slope else steps.mask
-        if common.is_concrete(values, mask):
+        if is_concrete(values, mask):
             if not bool(jnp.all(jnp.isfinite(values) | ~mask)):
                 raise ValueError(f"{name} must be finite at all steps that were made.")
             if name == "ratio" and bool(jnp.any((values < 0) & mask)):
@@ -256,12 +256,12 @@ def _log_weight(method: Method, steps: Steps, ratio: Array) -> Array:
         return jnp.cumsum(steps.log_ratio, axis=1)
     positive = ratio > 0
     log_ratio = jnp.where(positive, jnp.log(jnp.where(positive, ratio, 1.0)), -jnp.inf)
-    return common.held(log_ratio + steps.log_ratio, steps.mask)
+    return held(log_ratio + steps.log_ratio, steps.mask)
 
 
 def _diagnostics(steps: Steps, log_weight: Array, clipped: Array) -> dict[str, Array]:
-    scaled = common.scaled_weights(log_weight, steps.counts)
-    sizes = jax.vmap(common.effective_size, (None, 1))(steps.counts, scaled)
+    scaled = scaled_weights(log_weight, steps.counts)
+    sizes = jax.vmap(effective_size, (None, 1))(steps.counts, scaled)
     shown = steps.counts[:, None] * steps.mask
     return {
         "effective_sample_sizes": sizes,
@@ -280,7 +280,7 @@ def _evaluated(
         form = means.FIRST_VALUE
     statistic = means.statistic_of(form, steps, log_weight, nuisances.q, nuisances.v)
     found = _diagnostics(steps, log_weight, nuisances.clipped)
-    return common.estimate_statistic(statistic, steps, log_weight[:, -1], settings, diagnostics=found, size=size)
+    return estimate_statistic(statistic, steps, log_weight[:, -1], settings, diagnostics=found, size=size)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "normalised", "settings", "size"))

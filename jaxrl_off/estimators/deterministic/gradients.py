@@ -12,9 +12,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl_off.estimators.common import effective_size, standard_error
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances
-from jaxrl_off.estimators.trajectory import common, means
-from jaxrl_off.estimators.trajectory.common import Settings, Steps
+from jaxrl_off.estimators.trajectory.statistics import Settings, Statistic
+from jaxrl_off.estimators.trajectory.steps import (
+    Steps,
+    held,
+    quotient,
+    scaled_weights,
+    weight_diagnostics,
+    weights_of,
+)
+from jaxrl_off.estimators.trajectory.weights import forms as means
 from jaxrl_off.ops import intervals
 from jaxrl_off.types import Array, PyTree
 
@@ -42,7 +51,7 @@ class GradientEstimate(NamedTuple):
 
 
 def estimate_gradient(
-    statistic: common.Statistic,
+    statistic: Statistic,
     steps: Steps,
     log_weight: Array,
     settings: Settings,
@@ -50,13 +59,13 @@ def estimate_gradient(
     diagnostics: dict[str, Array] | None = None,
     size: int | None = None,
 ) -> GradientEstimate:
-    """A `GradientEstimate` with vectors `[P]` in the place of parameters; see `common.estimate_statistic`.
+    """A `GradientEstimate` with vectors `[P]` in the place of parameters; see `statistics.estimate_statistic`.
 
     Args:
         statistic: `counts [n] -> gradient [P]`, differentiable, a function of the shares `counts / sum(counts)`.
         steps: columns; their counts are those of the data.
         log_weight: `float64[n]`, of the weights that say how many trajectories count.
-        settings: of `common.settings_of`.
+        settings: of `statistics.settings_of`.
         diagnostics: further ones.
         size: as there.
     """
@@ -66,13 +75,13 @@ def estimate_gradient(
     influence = jnp.where((counts > 0) & finite[:, None], total * slope, 0.0)
     centred = influence - (influence @ counts / total)[:, None]
     covariance = (centred * counts) @ centred.T / (total * jnp.maximum(total - 1.0, 1.0))
-    error = jnp.where(finite, jax.vmap(common.standard_error, (None, 0))(counts, influence), jnp.inf)
+    error = jnp.where(finite, jax.vmap(standard_error, (None, 0))(counts, influence), jnp.inf)
     lower = upper = None
     if settings.level is not None:
         lower, upper = _bounds(statistic, value, centred, counts, settings, size)
         lower, upper = jnp.where(finite, lower, -jnp.inf), jnp.where(finite, upper, jnp.inf)
-    effective = common.effective_size(counts, common.scaled_weights(log_weight, counts))
-    found = common.weight_diagnostics(steps, log_weight) | {
+    effective = effective_size(counts, scaled_weights(log_weight, counts))
+    found = weight_diagnostics(steps, log_weight) | {
         "below_floor": (effective < settings.floor).astype(counts.dtype),
         "finite": jnp.all(finite).astype(counts.dtype),
     }
@@ -87,7 +96,7 @@ def restored(found: GradientEstimate, restore: Callable[[Array], PyTree]) -> Gra
 
 
 def _bounds(
-    statistic: common.Statistic, value: Array, centred: Array, counts: Array, settings: Settings, size: int | None
+    statistic: Statistic, value: Array, centred: Array, counts: Array, settings: Settings, size: int | None
 ) -> intervals.Interval:
     """Ends `[P]`."""
     shared = dict(level=settings.level, sides=settings.sides)
@@ -113,7 +122,7 @@ def gradient_statistic(
     weights: str,
     valued: bool,
     normalised: bool,
-) -> common.Statistic:
+) -> Statistic:
     """`counts [n] -> gradient [P]`; see `estimates` for the sums.
 
     Args:
@@ -130,12 +139,12 @@ def gradient_statistic(
         return lambda counts: counts @ v_slope[:, 0] / jnp.sum(counts)
     if not valued:
         # with weights that are only divided, not derived
-        weight = common.scaled_weights(log_weight, steps.counts) if normalised else common.weights_of(log_weight)
+        weight = scaled_weights(log_weight, steps.counts) if normalised else weights_of(log_weight)
         terms = steps.discounts[:, None] * (weight * q)[..., None] * scores
         if not normalised:
             return _mean_of(jnp.sum(terms, axis=1))
         return lambda counts: jnp.sum(
-            common.ratio(jnp.tensordot(counts, terms, axes=1), (counts @ weight)[:, None]), axis=0
+            quotient(jnp.tensordot(counts, terms, axes=1), (counts @ weight)[:, None]), axis=0
         )
     weight, derivative = _weights_and_derivatives(steps, scores, log_weight, nuisances, weights, normalised)
     errors = weight * (steps.rewards - q)
@@ -160,7 +169,7 @@ def gradient_statistic(
     return statistic
 
 
-def _mean_of(terms: Array) -> common.Statistic:
+def _mean_of(terms: Array) -> Statistic:
     return lambda counts: counts @ terms / jnp.sum(counts)
 
 
@@ -173,13 +182,13 @@ def _weights_and_derivatives(
     else:  # mu itself is no factor of d where w = 0
         ratio = nuisances.ratio
         slope = nuisances.ratio_gradient + ratio[..., None] * scores
-        base, factor = (common.held(column, steps.mask) for column in (steps.log_ratio, ratio))
-        slope = jax.vmap(common.held, (-1, None), -1)(slope, steps.mask)
-    weight = common.scaled_weights(base, steps.counts) if normalised else common.weights_of(base)
+        base, factor = (held(column, steps.mask) for column in (steps.log_ratio, ratio))
+        slope = jax.vmap(held, (-1, None), -1)(slope, steps.mask)
+    weight = scaled_weights(base, steps.counts) if normalised else weights_of(base)
     return weight * factor, weight[..., None] * slope
 
 
 def _quotient_rule(numerator: Array, slope: Array, denominator: Array, denominator_slope: Array) -> Array:
     """The derivative `[T, P]` of `numerator / denominator [T]`."""
-    inverse = common.ratio(jnp.ones_like(denominator), denominator)[:, None]
+    inverse = quotient(jnp.ones_like(denominator), denominator)[:, None]
     return inverse * (slope - numerator[:, None] * inverse * denominator_slope)

@@ -20,14 +20,15 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxrl_off.estimators.common import float64, is_concrete
 from jaxrl_off.estimators.deterministic.estimates import METHODS, evaluate
 from jaxrl_off.estimators.deterministic.gradients import GradientEstimate, estimate_gradient, restored
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances, fit_action_gradient, fit_nuisances
 from jaxrl_off.estimators.deterministic.ratios import FIXED_DENSITY, LogDensity, Policy, ratios_of
 from jaxrl_off.estimators.deterministic.regressions import LinearSieve, NetworkRegression
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing
-from jaxrl_off.estimators.trajectory import common
-from jaxrl_off.estimators.trajectory.common import Settings, Steps
+from jaxrl_off.estimators.trajectory.statistics import Settings, resample_size, settings_of
+from jaxrl_off.estimators.trajectory.steps import Steps, held
 from jaxrl_off.types import Array, PyTree, Trajectories
 
 OBJECTIVES = (*(name for name, method in METHODS.items() if method.valued), "deterministic_policy_gradient")
@@ -114,8 +115,8 @@ def deterministic_policy_gradient(
     """
     if nuisances.ratio is None and jnp.shape(trajectories.rewards)[1:] != (1,):
         raise ValueError("deterministic_policy_gradient needs nuisances with the marginal ratio; see `fit_nuisances`.")
-    checked = common.settings_of(**settings)
-    with common.float64(trajectories, parameters, action_gradient, nuisances, counts):
+    checked = settings_of(**settings)
+    with float64(trajectories, parameters, action_gradient, nuisances, counts):
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
         ratios = ratios_of(neutral, policy, parameters, Smoothing(1.0), discount=discount, counts=counts)
         mask, slopes = ratios.steps.mask, jnp.asarray(action_gradient, jnp.float64)
@@ -126,9 +127,9 @@ def deterministic_policy_gradient(
                 f"{ratios.actions.shape} and {mask.shape}."
             )
         slopes, ratio = jnp.where(mask[..., None], slopes, 0.0), jnp.where(mask, ratio, 0.0)
-        if common.is_concrete(slopes, ratio) and not bool(jnp.all(jnp.isfinite(slopes)) & jnp.all(ratio >= 0)):
+        if is_concrete(slopes, ratio) and not bool(jnp.all(jnp.isfinite(slopes)) & jnp.all(ratio >= 0)):
             raise ValueError("action_gradient must be finite, and the ratio not negative, at all steps that were made.")
-        options = dict(policy=policy, settings=checked, size=common.resample_size(counts, drawn=checked.drawn))
+        options = dict(policy=policy, settings=checked, size=resample_size(counts, drawn=checked.drawn))
         found = _plugged_in(ratios.steps, ratios.observations, ratios.parameters, slopes, ratio, **options)
         return restored(found, ravel_pytree(ratios.parameters)[1])
 
@@ -152,7 +153,7 @@ def _plugged_in(
 
     pulls = (steps.discounts * ratio)[..., None] * slopes
     terms = jax.vmap(jax.grad(along), (None, 0, 0))(flat, observations, pulls)  # [n, P]
-    log_weight = jnp.log(common.held(ratio, steps.mask)[:, -1])
+    log_weight = jnp.log(held(ratio, steps.mask)[:, -1])
     return estimate_gradient(lambda counts: counts @ terms / jnp.sum(counts), steps, log_weight, settings, size=size)
 
 
@@ -217,10 +218,10 @@ def learn(
         raise ValueError("self_normalised is of kernelised weights, and deterministic_policy_gradient has none.")
     if not (behaviour_at_target is None or callable(behaviour_at_target)):
         raise ValueError(FIXED_DENSITY)
-    if common.is_concrete(learning_rate) and not learning_rate > 0:
+    if is_concrete(learning_rate) and not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
     model = LinearSieve() if model is None else model
-    with common.float64(trajectories, parameters, smoothing, counts, learning_rate, model):
+    with float64(trajectories, parameters, smoothing, counts, learning_rate, model):
         given = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
         ratios = ratios_of(trajectories, policy, parameters, smoothing, **given)  # refuses what cannot be meant
         return _learn(

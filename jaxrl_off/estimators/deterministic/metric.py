@@ -22,7 +22,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.common import float64, is_concrete
 from jaxrl_off.types import Array
 
 
@@ -47,11 +47,11 @@ def kernel_metric(hessian: Any, *, floor: float = 0.05) -> Array:
     """
     if not 0.0 < floor <= 1.0:
         raise ValueError(f"floor must be in (0, 1], got {floor}.")
-    with common.float64(hessian):
+    with float64(hessian):
         given = jnp.asarray(hessian, jnp.float64)
         if given.ndim < 2 or given.shape[-1] != given.shape[-2]:
             raise ValueError(f"hessian has shape {given.shape}; [..., A, A] is needed.")
-        if common.is_concrete(given) and not bool(jnp.all(jnp.isfinite(given))):
+        if is_concrete(given) and not bool(jnp.all(jnp.isfinite(given))):
             raise ValueError("hessian must be finite; give 0 where there is none.")
         values, vectors = jnp.linalg.eigh(0.5 * (given + jnp.swapaxes(given, -1, -2)))
         sizes = jnp.abs(values)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from jaxrl_off.estimators.common import float64, is_concrete
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves, ratios_of
 from jaxrl_off.estimators.deterministic.recursions import (
     Step,
@@ -37,7 +38,6 @@ from jaxrl_off.estimators.deterministic.recursions import (
 )
 from jaxrl_off.estimators.deterministic.regressions import Fitted, LinearSieve, NetworkRegression, regression_of
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing, action_nodes
-from jaxrl_off.estimators.trajectory import common
 from jaxrl_off.types import Array, PyTree, Trajectories
 
 
@@ -90,7 +90,7 @@ def given_nuisances(
     Raises:
         ValueError: for data, policies or functions of other shapes.
     """
-    with common.float64(trajectories, parameters, smoothing):
+    with float64(trajectories, parameters, smoothing):
         # the ratios are not looked at: known functions need no behaviour density
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
         ratios = ratios_of(neutral, policy, parameters, smoothing.replace(form="mixed"))
@@ -163,7 +163,7 @@ def fit_nuisances(
     model = LinearSieve() if model is None else model
     if largest_ratio is not None and not largest_ratio > 1.0:
         raise ValueError(f"largest_ratio must be above 1, the mean of ratios, got {largest_ratio}.")
-    with common.float64(trajectories, parameters, smoothing, counts, model):
+    with float64(trajectories, parameters, smoothing, counts, model):
         network = isinstance(model, NetworkRegression)
         theta = jax.lax.stop_gradient(parameters) if network else parameters
         shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
@@ -223,7 +223,7 @@ def fit_action_gradient(
     found, scale = _fit_derivatives(
         (trajectories, policy, parameters, smoothing, model), folds, seed, discount, counts, order=1
     )
-    with common.float64(found):
+    with float64(found):
         return found / scale
 
 
@@ -269,7 +269,7 @@ def _fit_derivatives(
     """Derivatives of q in the action at the target, in units of the scale, and that scale."""
     trajectories, policy, parameters, smoothing, model = given
     model = LinearSieve() if model is None else model
-    with common.float64(trajectories, parameters, smoothing, counts, model):
+    with float64(trajectories, parameters, smoothing, counts, model):
         # q needs no ratios
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
         smoothing = smoothing.replace(form="mixed")
@@ -299,7 +299,7 @@ def _members(ratios: Ratios, folds: int, seed: int) -> Array:
 
 
 def _check_variation(ratios: Ratios) -> None:
-    if not common.is_concrete(ratios.steps, ratios.actions, ratios.observations):
+    if not is_concrete(ratios.steps, ratios.actions, ratios.observations):
         return
     inputs = np.concatenate([flattened(ratios.observations), ratios.actions], axis=-1)
     shown = np.asarray(ratios.steps.mask)[..., None]

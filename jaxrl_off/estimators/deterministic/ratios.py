@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from jaxrl_off.estimators.common import is_concrete
 from jaxrl_off.estimators.deterministic.smoothing import NO_SLOPE, Smoothing, checked, log_kernel, refusing_gradients
-from jaxrl_off.estimators.trajectory import common
-from jaxrl_off.estimators.trajectory.common import Steps
+from jaxrl_off.estimators.trajectory.steps import Steps, steps_of
 from jaxrl_off.types import Array, PyTree, Trajectories
 
 Policy = Callable[[PyTree, Array], Array]
@@ -59,7 +59,7 @@ def ratios_of(
     counts: Any = None,
     scores: bool = False,
 ) -> Ratios:
-    """Check trajectories and policy, and make ratios. To be called within `common.float64`.
+    """Check trajectories and policy, and make ratios. To be called within `float64`.
 
     Args:
         trajectories: n of them, with one array of observations, actions `float[n, T, A]`, and `behaviour_log_prob`, the
@@ -91,7 +91,7 @@ def ratios_of(
     if point and scores and not callable(behaviour_at_target):
         raise ValueError(FIXED_DENSITY)
     # a first pass for shapes and masks, before the policy is asked
-    steps = common.steps_of(trajectories._replace(behaviour_log_prob=None), None, discount=discount, counts=counts)
+    steps = steps_of(trajectories._replace(behaviour_log_prob=None), None, discount=discount, counts=counts)
     observations = data_column("observations", trajectories.observations, steps, 0)
     actions = data_column("actions", trajectories.actions, steps, 1)
     if actions.ndim != 3:
@@ -117,7 +117,7 @@ def ratios_of(
             given, numerator = behaviour_at_target, _with_fixed_density(numerator)
         trajectories = trajectories._replace(behaviour_log_prob=_density(given, steps))
     numerator = jnp.where(steps.mask, numerator, 0.0)
-    steps = common.steps_of(trajectories, numerator, discount=discount, counts=counts)
+    steps = steps_of(trajectories, numerator, discount=discount, counts=counts)
     if scores:
         slopes = jnp.where(steps.mask[..., None], slopes, 0.0)
     return Ratios(steps, observations, actions, parameters, smoothing, slopes)
@@ -217,7 +217,7 @@ def data_column(name: str, given: Any, steps: Steps, trailing: int) -> Array:
     if jnp.issubdtype(column.dtype, jnp.floating) or trailing:
         column = column.astype(jnp.float64)
         wrong = mask & ~jnp.isfinite(column).reshape(*mask.shape, -1).all(axis=-1)
-        if common.is_concrete(wrong) and bool(jnp.any(wrong)):
+        if is_concrete(wrong) and bool(jnp.any(wrong)):
             row, step = np.argwhere(np.asarray(wrong))[0]
             raise ValueError(f"{name} must be finite; step {step} of trajectory {row} is not. Mend the data.")
     known = column[jnp.argmax(mask[:, 0]), 0]
@@ -231,7 +231,7 @@ def _metric(metric: Array | None, steps: Steps) -> Array | None:
     if metric.shape[:2] != steps.mask.shape:
         raise ValueError(f"metric has shape {metric.shape}, rewards {steps.mask.shape}; n and T must agree.")
     metric = jnp.where(steps.mask[..., None, None], metric, jnp.eye(metric.shape[-1]))
-    if common.is_concrete(metric):
+    if is_concrete(metric):
         volume = np.abs(np.linalg.det(np.asarray(metric)))
         wrong = ~(np.abs(volume - 1.0) < 1e-3)
         if wrong.any():
@@ -244,7 +244,7 @@ def _metric(metric: Array | None, steps: Steps) -> Array | None:
 
 
 def _check_target(target: Array, smoothing: Smoothing, steps: Steps) -> None:
-    if not common.is_concrete(target, smoothing, steps):
+    if not is_concrete(target, smoothing, steps):
         return
     shown = steps.mask[..., None]
     if not bool(jnp.all(jnp.isfinite(target) | ~shown)):
@@ -263,7 +263,7 @@ def _density(given: Any, steps: Steps) -> Any:
         raise ValueError(
             f"behaviour_at_target has shape {density.shape}; {steps.mask.shape} is needed, one for every step."
         )
-    if common.is_concrete(density, steps):
+    if is_concrete(density, steps):
         wrong = np.asarray(steps.mask & ~jnp.isfinite(density))
         if wrong.any():
             row, step = np.argwhere(wrong)[0]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves, pulled_back
 from jaxrl_off.estimators.deterministic.regressions import Fitted, Regression
 from jaxrl_off.estimators.deterministic.smoothing import action_nodes
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory.steps import quotient, weights_of
 from jaxrl_off.types import Array
 
 
@@ -113,9 +113,9 @@ def forwards(
 
         def normalised(found: Array, previous: Array) -> Array:
             kept = jnp.where(found > largest, largest, jnp.where(found > 0, found, 0.0))
-            mass = common.ratio(trained @ previous, weights @ previous)
-            mean = common.ratio(trained @ kept, jnp.sum(weights))
-            return kept * common.ratio(mass, mean)
+            mass = quotient(trained @ previous, weights @ previous)
+            mean = quotient(trained @ kept, jnp.sum(weights))
+            return kept * quotient(mass, mean)
 
         start = now.time == 0
         ratio = jnp.where(start, 1.0, normalised(raw[:, 0], before[:, 0]))
@@ -124,7 +124,7 @@ def forwards(
             turned = jax.vmap(lambda *slopes: jax.jvp(normalised, (raw[:, 0], before[:, 0]), slopes)[1], 1, 1)
             columns.append(jnp.where(start, 0.0, turned(raw[:, 1:], before[:, 1:])))
         found = jnp.concatenate(columns, axis=1)
-        eta = common.weights_of(now.log_ratio)[:, None]
+        eta = weights_of(now.log_ratio)[:, None]
         after = [eta * found[:, :1]]
         if derivatives:
             after.append(eta * (found[:, 1:] + found[:, :1] * now.scores))

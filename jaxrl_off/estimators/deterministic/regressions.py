@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl_off.estimators.trajectory import common
+from jaxrl_off.estimators.trajectory.steps import quotient, weights_of
 from jaxrl_off.networks import ACTIVATIONS, MLP
 from jaxrl_off.types import Array, PyTree
 
@@ -140,7 +140,7 @@ def regression_of(model: LinearSieve | NetworkRegression, *, ratio: bool) -> Reg
 
 def _moments(inputs: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and deviation of columns, deviation 1 where there is none."""
-    shares = common.ratio(weights, jnp.sum(weights))
+    shares = quotient(weights, jnp.sum(weights))
     mean = shares @ inputs
     variance = shares @ jnp.square(inputs - mean)
     varies = variance > 1e-20 * (1.0 + mean**2)
@@ -183,7 +183,7 @@ def _linear(features: Callable[[Array], Array], ridge: Any) -> Regression:
     def fit(fitted: Fitted, inputs: Array, targets: Array, weights: Array, key: Array) -> Fitted:
         mean, deviation = _moments(inputs, weights)
         fitted = fitted._replace(mean=mean, deviation=deviation)
-        x, shares = expand(fitted, inputs), common.ratio(weights, jnp.sum(weights))
+        x, shares = expand(fitted, inputs), quotient(weights, jnp.sum(weights))
         centre, middle = shares @ x, shares @ targets
         centred = x - centre
         weighted = centred * shares[:, None]
@@ -220,14 +220,14 @@ def _normal_ratio(ridge: Any, tolerance: Any) -> Regression:
     def fit(fitted: Fitted, inputs: Array, targets: Array, weights: Array, key: Array) -> Fitted:
         mean, deviation = _moments(inputs, weights)
         x = (inputs - mean) / deviation
-        variances, directions = jnp.linalg.eigh((x * common.ratio(weights, jnp.sum(weights))[:, None]).T @ x)
+        variances, directions = jnp.linalg.eigh((x * quotient(weights, jnp.sum(weights))[:, None]).T @ x)
         kept = variances > jnp.maximum(tolerance * variances[-1], 1e-18)
         whiten = directions * jnp.where(kept, 1.0 / jnp.sqrt(jnp.where(kept, variances, 1.0)), 0.0)
         z, one = x @ whiten, jnp.eye(len(kept))
         size = 1.0 + ridge  # variance of the logs, as ridge makes it
 
         def exponent(mass: Array) -> _Exponent:
-            shares = common.ratio(weights * mass, weights @ mass)
+            shares = quotient(weights * mass, weights @ mass)
             centre = shares @ z
             covariance = ((z - centre) * shares[:, None]).T @ (z - centre)
             precision = jnp.linalg.inv(jnp.where(kept[:, None] & kept, covariance, one) + ridge * one)
@@ -243,7 +243,7 @@ def _normal_ratio(ridge: Any, tolerance: Any) -> Regression:
     def predict(fitted: Fitted, inputs: Array) -> Array:
         x, exponent = (inputs - fitted.mean) / fitted.deviation, fitted.parameters
         found = jnp.einsum("...i,...j,ijp->...p", x, x, exponent.square) + x @ exponent.linear + exponent.constant
-        ratio = common.weights_of(found[..., :1])
+        ratio = weights_of(found[..., :1])
         return jnp.concatenate([ratio, ratio * found[..., 1:]], axis=-1)
 
     return Regression(start, fit, predict)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.bandit.common import is_concrete
+from jaxrl_off.estimators.common import is_concrete
 from jaxrl_off.ops.kernels import SMOOTHING_KERNELS, kernel_quadrature
 from jaxrl_off.types import Array, Trajectories
 

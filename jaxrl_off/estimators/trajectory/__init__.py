@@ -16,7 +16,9 @@
 | `suite` | `evaluate` and its table of estimators |
 """
 
-from jaxrl_off.estimators.trajectory.corrected import (
+from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.suite import evaluate
+from jaxrl_off.estimators.trajectory.weights.doubly_robust import (
     cross_fitted,
     direct_method,
     double_reinforcement_learning,
@@ -24,9 +26,7 @@ from jaxrl_off.estimators.trajectory.corrected import (
     magic,
     weighted_doubly_robust,
 )
-from jaxrl_off.estimators.trajectory.suite import evaluate
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
-from jaxrl_off.estimators.trajectory.weighted import (
+from jaxrl_off.estimators.trajectory.weights.importance import (
     cwpdis,
     empirical_likelihood,
     naive,

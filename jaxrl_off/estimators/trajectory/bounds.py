@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.bandit.common import check_range, is_concrete
+from jaxrl_off.estimators.common import check_range, is_concrete
 from jaxrl_off.ops import confidence_sequences, intervals
 from jaxrl_off.types import Array
 
@@ -75,7 +75,7 @@ def check_known(known: Known, clip: Any, settings: Any, counts: Any) -> None:
     Args:
         known: as given.
         clip: largest ratio of a step, or None.
-        settings: `level`, `sides` and `interval` of `common.Settings`.
+        settings: `level`, `sides` and `interval` of `statistics.Settings`.
         counts: as given.
 
     Raises:

@@ -28,9 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.trajectory import common, means, reward_process
-from jaxrl_off.estimators.trajectory.common import Steps
-from jaxrl_off.estimators.trajectory.reward_process import Form, Inputs, Sums, Weights
+from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.trajectory.reward_processes import process as reward_process
+from jaxrl_off.estimators.trajectory.reward_processes.process import Form, Inputs, Sums, Weights
+from jaxrl_off.estimators.trajectory.statistics import Settings, settings_of
+from jaxrl_off.estimators.trajectory.steps import (
+    Steps,
+    check_weights,
+    column_of,
+    log_weights,
+    quotient,
+    steps_of,
+    weights_of,
+)
+from jaxrl_off.estimators.trajectory.weights import forms as means
 from jaxrl_off.ops import intervals
 from jaxrl_off.types import Array, Estimate, Trajectories
 
@@ -138,15 +149,15 @@ def streaming(
             f"estimator must be one of {', '.join(_FORMS)}, got {estimator!r}; for STAR see `star_streaming`."
         )
     form, needs, (fixed, each) = _FORMS[estimator]
-    common.check_weights(window, clip)
+    check_weights(window, clip)
 
     def prepare(trajectories: Trajectories, counts: Any, given: dict[str, Any]) -> Any:
-        steps = common.steps_of(trajectories, given.get("target_log_prob"), discount=discount, counts=counts)
-        return steps, *(common.column_of(name, given[name], steps) for name in ("q", "v") if name in given)
+        steps = steps_of(trajectories, given.get("target_log_prob"), discount=discount, counts=counts)
+        return steps, *(column_of(name, given[name], steps) for name in ("q", "v") if name in given)
 
     def measure(prepared: Any) -> Any:
         steps, *predictions = prepared
-        log_weight = common.log_weights(steps, window=window, clip=clip)
+        log_weight = log_weights(steps, window=window, clip=clip)
         scale = form.scale(steps, log_weight)
         return scale, form.columns(steps, log_weight, means.finite(scale), *predictions), log_weight[:, -1], steps
 
@@ -193,7 +204,7 @@ def star_streaming(
     Raises:
         ValueError: as `streaming`.
     """
-    common.check_weights(window, clip)
+    check_weights(window, clip)
     form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
     reward_process.check_form(form)
     if not 0.0 <= smoothing < np.inf:
@@ -227,7 +238,7 @@ def star_streaming(
         rows = jax.vmap(columns)(inputs.steps._replace(discounts=None), cells, (weights.now, weights.before))
         table = jnp.tile(factor[:, None], num_states + 1)
         scale = ravel_pytree(pieces(table, factor, jnp.zeros(num_states), 2.0 * factor))[0]
-        return scale, rows, common.log_weights(inputs.steps, window=window, clip=inputs.clip)[:, -1], inputs.steps
+        return scale, rows, log_weights(inputs.steps, window=window, clip=inputs.clip)[:, -1], inputs.steps
 
     def parts(mean: Array, scale: Array, total: Array) -> tuple[Sums, Array, Array, Array | None]:
         sums, squares = unravel(mean)
@@ -247,7 +258,7 @@ def star_streaming(
 
 def merge(one: Moments, other: Moments) -> Moments:
     """Moments of the trajectories of both, of one stream."""
-    with common.float64(one, other):
+    with float64(one, other):
         return _merged(one, other)
 
 
@@ -255,7 +266,7 @@ def merge(one: Moments, other: Moments) -> Moments:
 def _merged(one: Moments, other: Moments) -> Moments:
     scale, total = jnp.maximum(one.scale, other.scale), one.total + other.total
     (mean, comoment), (mean_2, comoment_2) = (_rescaled(x, scale) for x in (one, other))
-    share, apart = common.ratio(other.total, total), mean_2 - mean
+    share, apart = quotient(other.total, total), mean_2 - mean
     added = jnp.outer(apart, apart) * (one.total * share)
     return Moments(total, scale, mean + apart * share, comoment + comoment_2 + added)
 
@@ -283,7 +294,7 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
         largest = jnp.max(jnp.where(steps.counts > 0, final, -jnp.inf))
         share = jnp.exp(jnp.where(steps.counts > 0, final - means.finite(largest), -jnp.inf))
         lengths = jnp.sum(steps.mask, axis=1).astype(columns.dtype)
-        rest = (common.weights_of(final), lengths, steps.estimated, share, jnp.square(share))
+        rest = (weights_of(final), lengths, steps.estimated, share, jnp.square(share))
         scale = jnp.concatenate([scale, jnp.zeros(3), largest * jnp.array([1.0, 2.0])])
         return _merged(
             state, _measured(scale, jnp.concatenate([columns, jnp.stack(rest, axis=1)], axis=1), steps.counts)
@@ -301,7 +312,7 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
             raise ValueError(
                 f"update takes {', '.join(needs) or 'no columns'}, got {', '.join(sorted(given)) or 'none'}."
             )
-        with common.float64(state, trajectories, counts, given):
+        with float64(state, trajectories, counts, given):
             if np.ndim(trajectories.rewards) != 2:
                 raise ValueError(f"rewards must be [n, T], got shape {np.shape(trajectories.rewards)}.")
             rows, steps = np.shape(trajectories.rewards)
@@ -326,13 +337,13 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
         interval: str = "student_t",
         floor: float = 10.0,
     ) -> Estimate:
-        settings = common.settings_of(level=level, sides=sides, interval=interval, floor=floor)
+        settings = settings_of(level=level, sides=sides, interval=interval, floor=floor)
         if interval not in INTERVALS:
             raise ValueError(
                 f"interval must be one of {', '.join(INTERVALS)}, got {interval!r}: others need all data at once."
             )
-        with common.float64(state):
-            if common.is_concrete(state) and not state.total > 0:
+        with float64(state):
+            if is_concrete(state) and not state.total > 0:
                 raise ValueError("no trajectories have gone in; there is nothing to estimate from.")
             return _finished(state, source=source, settings=settings)
 
@@ -340,7 +351,7 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
 
 
 @functools.partial(jax.jit, static_argnames=("source", "settings"))
-def _finished(state: Moments, *, source: _Source, settings: common.Settings) -> Estimate:
+def _finished(state: Moments, *, source: _Source, settings: Settings) -> Estimate:
     total, scale, width = state.total, state.scale, source.width
     mean, share = state.mean[:width], state.mean[width:]
     value, slope = jax.value_and_grad(source.value)(mean, scale[:width], total)
@@ -355,12 +366,12 @@ def _finished(state: Moments, *, source: _Source, settings: common.Settings) -> 
         lower, upper = jnp.where(finite, lower, -jnp.inf), jnp.where(finite, upper, jnp.inf)
     weight, length, estimated, scaled, square = share
     weight_error = jnp.sqrt(_variance(state, jnp.zeros(width + _COMMON).at[width].set(1.0)) / total)
-    effective = total * common.ratio(jnp.square(scaled), square)
+    effective = total * quotient(jnp.square(scaled), square)
     diagnostics = {
         "rows": total,
         "mean_weight": weight,
         "mean_weight_z": (weight - 1.0) / jnp.where(weight_error > 0, weight_error, 1.0),
-        "largest_share": common.ratio(1.0, total * scaled),
+        "largest_share": quotient(1.0, total * scaled),
         "largest_log_weight": scale[width + 3],
         "mean_length": length,
         "behaviour_estimated": estimated,
@@ -380,7 +391,7 @@ def _variance(state: Moments, slope: Array) -> Array:
 
 def _padded(name: str, values: Any, shape: tuple[int, int], wanted: tuple[int, int]) -> Any:
     """A column of the shape of the chunk with rows, and steps where it has them, up to those of the stream."""
-    values = (np if common.is_concrete(values) else jnp).asarray(values)
+    values = (np if is_concrete(values) else jnp).asarray(values)
     axes = 1 if name in _OF_ROWS else 2
     if values.shape != shape[:axes]:
         raise ValueError(f"{name} has shape {values.shape}; the chunk has {shape[0]} trajectories of {shape[1]} steps.")

@@ -24,9 +24,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_off.estimators.trajectory import corrected, linear_q, tabular, tabular_occupancy, traces, weighted
-from jaxrl_off.estimators.trajectory.common import Settings
-from jaxrl_off.estimators.trajectory.star import star
+from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy
+from jaxrl_off.estimators.trajectory.reward_processes.star import star
+from jaxrl_off.estimators.trajectory.statistics import Settings
+from jaxrl_off.estimators.trajectory.values import linear as linear_q
+from jaxrl_off.estimators.trajectory.values import tabular, traces
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Estimate, Trajectories
 
 _STATISTIC = ("discount", "counts", *Settings._fields)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import abstractions
+from jaxrl_off.estimators.trajectory.reward_processes import abstractions
 
 
 def test_states_and_times():

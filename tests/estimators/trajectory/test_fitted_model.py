@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, model_training
-from jaxrl_off.estimators.trajectory.fitted_model import fit_model, model_based, model_values
-from jaxrl_off.estimators.trajectory.model_training import FittedModelConfig
+from jaxrl_off.estimators.trajectory.values import fitting_model as model_training
+from jaxrl_off.estimators.trajectory.values.fitting_model import FittedModelConfig
+from jaxrl_off.estimators.trajectory.values.model import fit_model, model_based, model_values
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Trajectories
 
 ROWS, HORIZON, GAMMA, ENDS = 200, 35, 0.95, 0.03

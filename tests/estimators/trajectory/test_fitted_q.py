@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from jaxrl_off.envs import chain
-from jaxrl_off.estimators.trajectory import corrected, fitted_q, q_training, tabular
-from jaxrl_off.estimators.trajectory.target_policy import target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import target_actions
+from jaxrl_off.estimators.trajectory.values import fitting_q as q_training
+from jaxrl_off.estimators.trajectory.values import network as fitted_q
+from jaxrl_off.estimators.trajectory.values import tabular
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Trajectories
 
 HORIZON, N, DISCOUNT = 4, 300, 0.98

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected
-from jaxrl_off.estimators.trajectory import linear_occupancy as linear
-from jaxrl_off.estimators.trajectory import tabular_occupancy as tabular
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.occupancy import linear, tabular
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Trajectories
 
 STATES, ACTIONS, GAMMA, ROWS, HORIZON = 4, 3, 0.8, 40, 6

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, linear_q, linear_systems, tabular
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.values import linear as linear_q
+from jaxrl_off.estimators.trajectory.values import linear_systems, tabular
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Trajectories
 
 STATES, ACTIONS, N, HORIZON, DISCOUNT = 3, 2, 40, 5, 0.9

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, linear_q, traces
-from jaxrl_off.estimators.trajectory.linear_systems import bound_of, spectral_radius
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.values import linear as linear_q
+from jaxrl_off.estimators.trajectory.values import traces
+from jaxrl_off.estimators.trajectory.values.linear_systems import bound_of, spectral_radius
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Trajectories
 
 GAMMA = 0.9

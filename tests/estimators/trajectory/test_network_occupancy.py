@@ -7,11 +7,11 @@ import pytest
 
 from jaxrl_off.envs.finite import sampler
 from jaxrl_off.envs.tabular import TabularMDP
-from jaxrl_off.estimators.trajectory import corrected
-from jaxrl_off.estimators.trajectory import network_occupancy as networks
-from jaxrl_off.estimators.trajectory import tabular_occupancy as tabular
-from jaxrl_off.estimators.trajectory.occupancy_training import METHODS, OccupancyConfig
-from jaxrl_off.estimators.trajectory.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, target_actions
+from jaxrl_off.estimators.trajectory.occupancy import network as networks
+from jaxrl_off.estimators.trajectory.occupancy import tabular
+from jaxrl_off.estimators.trajectory.occupancy.fitting import METHODS, OccupancyConfig
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 
 STATES, GAMMA = 5, 0.8
 CONFIG = OccupancyConfig(sizes=(32, 32), members=2, updates=2000, batch_size=256, features=256, learning_rate=3e-3)

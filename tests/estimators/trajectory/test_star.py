@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import star as module
-from jaxrl_off.estimators.trajectory import weighted
-from jaxrl_off.estimators.trajectory.star import abstract_reward_process, star, star_values
+from jaxrl_off.estimators.trajectory.reward_processes import star as module
+from jaxrl_off.estimators.trajectory.reward_processes.star import abstract_reward_process, star, star_values
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())

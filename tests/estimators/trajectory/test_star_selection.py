@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxrl_off.estimators.trajectory import star_selection as selection
-from jaxrl_off.estimators.trajectory.star import star, star_values
-from jaxrl_off.estimators.trajectory.star_selection import Candidates, opera, select_by_error, select_by_slope
+from jaxrl_off.estimators.trajectory.reward_processes import selection
+from jaxrl_off.estimators.trajectory.reward_processes.selection import (
+    Candidates,
+    opera,
+    select_by_error,
+    select_by_slope,
+)
+from jaxrl_off.estimators.trajectory.reward_processes.star import star, star_values
 from jaxrl_off.types import Trajectories
 
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, streaming, weighted
-from jaxrl_off.estimators.trajectory.star import star
+from jaxrl_off.estimators.trajectory import streaming
+from jaxrl_off.estimators.trajectory.reward_processes.star import star
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
 PLAIN = ("naive", "trajectory_is", "pdis", "wis", "cwpdis")

@@ -8,17 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import (
-    corrected,
-    linear_q,
-    star,
-    suite,
-    tabular,
-    tabular_occupancy,
-    target_policy,
-    traces,
-    weighted,
-)
+from jaxrl_off.estimators.trajectory import suite
+from jaxrl_off.estimators.trajectory.columns import target_policy
+from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy
+from jaxrl_off.estimators.trajectory.reward_processes import star
+from jaxrl_off.estimators.trajectory.values import linear as linear_q
+from jaxrl_off.estimators.trajectory.values import tabular, traces
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())

@@ -10,9 +10,10 @@ import pytest
 from scipy.optimize import nnls
 
 from jaxrl_off.envs.tabular import TabularMDP, random_mdp, state_action_values, state_values
-from jaxrl_off.estimators.trajectory import corrected, tabular
-from jaxrl_off.estimators.trajectory import tabular_occupancy as ratios
-from jaxrl_off.estimators.trajectory import tabular_steps as tables
+from jaxrl_off.estimators.trajectory.occupancy import tabular as ratios
+from jaxrl_off.estimators.trajectory.statistics import run
+from jaxrl_off.estimators.trajectory.values import tabular
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Trajectories
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())
@@ -563,10 +564,10 @@ def test_second_call_does_not_recompile_and_bootstrap_is_of_trajectories():
     assert float(found.lower) < float(found.value) < float(found.upper)
     assert float(found.upper - found.lower) == pytest.approx(2 * 1.645 * error, rel=0.35)
     tabular.tabular_q(data, target, discount=GAMMA)
-    sizes = tables.run._cache_size(), tabular._q_table._cache_size()
+    sizes = run._cache_size(), tabular._q_table._cache_size()
     ratios.minimax_weight(again, target[::-1], discount=0.7, **options)
     tabular.tabular_q(again, target[::-1], discount=0.7)
-    assert (tables.run._cache_size(), tabular._q_table._cache_size()) == sizes
+    assert (run._cache_size(), tabular._q_table._cache_size()) == sizes
 
 
 def test_gradient_in_rewards_and_policy():

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import corrected, linear_q, traces, weighted
-from jaxrl_off.estimators.trajectory.target_policy import target_actions
+from jaxrl_off.estimators.trajectory.columns.target_policy import target_actions
+from jaxrl_off.estimators.trajectory.values import linear as linear_q
+from jaxrl_off.estimators.trajectory.values import traces
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.ops.returns import vtrace
 from jaxrl_off.types import Trajectories
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jaxrl_off.estimators import bandit
-from jaxrl_off.estimators.trajectory import bounds, corrected, weighted
+from jaxrl_off.estimators.trajectory import bounds
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.ops import intervals
 from jaxrl_off.types import Trajectories
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from jaxrl_off.estimators import bandit
-from jaxrl_off.estimators.trajectory import common, corrected, weighted
+from jaxrl_off.estimators.trajectory.statistics import settings_of
+from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())
@@ -480,4 +482,4 @@ def test_columns_that_do_not_fit():
         corrected.magic(data, log_ratio, q, v, counts=np.full(40, 0.5))
     with pytest.raises(ValueError, match="target_log_prob has shape"):
         weighted.wis(data, log_ratio[:, :2])
-    assert common.settings_of().interval == "student_t"
+    assert settings_of().interval == "student_t"

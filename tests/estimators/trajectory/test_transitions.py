@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_off.estimators.trajectory import common, tabular_steps
-from jaxrl_off.estimators.trajectory import transitions as tr
-from jaxrl_off.estimators.trajectory.target_policy import one_policy, target_actions
+from jaxrl_off.estimators.common import float64
+from jaxrl_off.estimators.trajectory.columns import tables as tabular_steps
+from jaxrl_off.estimators.trajectory.columns import transitions as tr
+from jaxrl_off.estimators.trajectory.columns.target_policy import one_policy, target_actions
 from jaxrl_off.types import Trajectories
 
 LENGTHS = np.array([3, 1, 4, 2])
@@ -44,7 +45,7 @@ def vectors(data):
 def test_ends_of_rows_mean_what_they_mean_for_tables(final, horizon_exit):
     data = made(final)
     options = dict(discount=0.9, counts=[1.0, 2.0, 1.0, 0.0], horizon_exit=horizon_exit)
-    with common.float64(data):
+    with float64(data):
         found = tr.transitions_of(data, target_actions(data, POLICY), **options)
         wanted = tabular_steps.tabular_steps_of(data, POLICY, **options)
     np.testing.assert_array_equal(found.used, wanted.used)
@@ -64,7 +65,7 @@ def test_ends_of_rows_mean_what_they_mean_for_tables(final, horizon_exit):
 def test_what_is_not_known_is_neutral():
     data, _ = vectors(made())
     target = target_actions(made(), POLICY)
-    with common.float64(data):
+    with float64(data):
         found = tr.transitions_of(data, target)
         flat = tr.flattened(found, jnp.float64)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((found, flat)))
@@ -118,7 +119,7 @@ def test_standardisation_counts_trajectories():
     data, _ = vectors(made())
     counts = np.array([2.0, 0.0, 1.0, 1.0])
     target = target_actions(made(), POLICY)
-    with common.float64(data):
+    with float64(data):
         found = tr.transitions_of(data, target, counts=counts)
         scale = tr.standardisation_of(found)
         moved = tr.standardised(found, scale)
@@ -132,7 +133,7 @@ def test_standardisation_counts_trajectories():
 def test_constants_are_not_blown_up():
     data, _ = vectors(made())
     data = data._replace(observations=np.full_like(data.observations, 0.1), final_observation=np.full((4, 2), 0.1))
-    with common.float64(data):
+    with float64(data):
         scale = tr.standardisation_of(tr.transitions_of(data, target_actions(made(), POLICY)))
     np.testing.assert_array_equal(scale.observation_deviation, 1.0)
 
@@ -141,7 +142,7 @@ def test_several_policies_have_a_leading_axis():
     data = made()
     targets = [target_actions(data, policy) for policy in (POLICY, POLICY[:, ::-1])]
     both = jax.tree.map(lambda *x: jnp.stack(x), *targets)
-    with common.float64(data):
+    with float64(data):
         flat = tr.flattened(tr.transitions_of(data, both), jnp.float64)
         one = tr.flattened(tr.transitions_of(data, targets[1]), jnp.float64)
     np.testing.assert_array_equal(flat.next_target.weights[1], one.next_target.weights)
@@ -171,7 +172,7 @@ def test_under_jit_as_without():
 )
 def test_what_is_refused(change, message):
     data, target = made(), target_actions(made(), POLICY)
-    with common.float64(data), pytest.raises(ValueError, match=message):
+    with float64(data), pytest.raises(ValueError, match=message):
         tr.transitions_of(data._replace(**change), target)
 
 
@@ -179,7 +180,7 @@ def test_observations_that_are_not_finite_are_refused_where_they_count():
     data, _ = vectors(made())
     data.observations[2, 1, 0] = np.inf
     target = target_actions(made(), POLICY)
-    with common.float64(data):
+    with float64(data):
         with pytest.raises(ValueError, match="step 1 of trajectory 2"):
             tr.transitions_of(data, target)
         found = tr.transitions_of(data, target, counts=[1.0, 1.0, 0.0, 1.0])
@@ -206,7 +207,7 @@ def test_data_that_leave_nothing_to_learn_from_are_refused():
     one = np.ones((3, 1), bool)
     data = Trajectories(np.zeros((3, 1), int), np.zeros((3, 1), int), np.ones((3, 1)), None, one, ~one, ~one, None)
     target = target_actions(data, POLICY)
-    with common.float64(data):
+    with float64(data):
         assert float(tr.transitions_of(data, target).used.sum()) == 3.0
         with pytest.raises(ValueError, match="no step to learn from"):
             tr.transitions_of(data, target, horizon_exit=False)
@@ -215,7 +216,7 @@ def test_data_that_leave_nothing_to_learn_from_are_refused():
 def test_steps_are_usable_whether_they_count_or_not():
     data = made(final=False)
     target = target_actions(data, POLICY)
-    with common.float64(data):
+    with float64(data):
         found = tr.transitions_of(data, target, counts=[1.0, 0.0, 1.0, 0.0], horizon_exit=False)
     assert np.array_equal(np.asarray(found.usable).sum(axis=1), [3, 0, 3, 1])
     assert np.array_equal(np.asarray(found.used).sum(axis=1), [3, 0, 3, 0])
