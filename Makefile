@@ -40,10 +40,10 @@ report: $(INSTALLED)  ## rebuild results/report.html from the results at hand
 	$(BIN)/python -m benchmarks.report
 
 throughput: $(INSTALLED)  ## measure speed against rejax in an environment of its own
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.dapo.speed
 
 atari-smoke: $(INSTALLED)  ## watch learning start on one real Atari game (minutes)
-	$(BIN)/python -m benchmarks.dapo_atari --preset smoke
+	$(BIN)/python -m benchmarks.dapo.atari --preset smoke
 
 clean:  ## remove the environments and everything that runs leave behind
 	rm -rf $(VENV) .venv-* results runs build dist *.egg-info

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.dapo_atari import atari_row
-from benchmarks.deterministic_report import deterministic_section
-from benchmarks.el_report import contest_section, intervals_section
-from benchmarks.nppac_report import learning_section, pathology_section
-from benchmarks.ope_coverage import coverage_section
-from benchmarks.ope_report import suite_section
-from benchmarks.report_parts import figure, pyplot, table, verdict_cell, where
-from benchmarks.star_report import star_section
-from benchmarks.statistics import summarise_minatar
+from benchmarks.dapo.atari import atari_row
+from benchmarks.deterministic.report import deterministic_section
+from benchmarks.empirical_likelihood.report import contest_section, intervals_section
+from benchmarks.machinery.report_parts import figure, pyplot, table, verdict_cell, where
+from benchmarks.machinery.summaries import summarise_minatar
+from benchmarks.nppac.report import learning_section, pathology_section
+from benchmarks.star.coverage import coverage_section
+from benchmarks.star.figures_report import star_section
+from benchmarks.star.suite_report import suite_section
 
 COMMITTED = Path(__file__).parent / "results"
 STYLE = """

@@ -16,30 +16,30 @@ from pathlib import Path
 # paper -> preset -> modules whose `main` runs it; `gpu` holds the paper's own sizes where there is no `paper`
 PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
     "dapo": {
-        "quick": ("benchmarks.dapo_minatar",),
-        "cpu": ("benchmarks.dapo_minatar",),
-        "gpu": ("benchmarks.dapo_minatar", "benchmarks.dapo_atari"),
-        "paper": ("benchmarks.dapo_minatar", "benchmarks.dapo_atari"),
+        "quick": ("benchmarks.dapo.minatar",),
+        "cpu": ("benchmarks.dapo.minatar",),
+        "gpu": ("benchmarks.dapo.minatar", "benchmarks.dapo.atari"),
+        "paper": ("benchmarks.dapo.minatar", "benchmarks.dapo.atari"),
     },
     "nppac": {
-        "quick": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
-        "cpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
-        "gpu": ("benchmarks.nppac_pathology", "benchmarks.nppac_locomotion", "benchmarks.nppac_adroit"),
+        "quick": ("benchmarks.nppac.pathology", "benchmarks.nppac.locomotion", "benchmarks.nppac.adroit"),
+        "cpu": ("benchmarks.nppac.pathology", "benchmarks.nppac.locomotion", "benchmarks.nppac.adroit"),
+        "gpu": ("benchmarks.nppac.pathology", "benchmarks.nppac.locomotion", "benchmarks.nppac.adroit"),
     },
     "el": {
         preset: (
-            "benchmarks.el_intervals",
-            "benchmarks.el_estimation",
-            "benchmarks.el_learning",
-            "benchmarks.el_softmax",
+            "benchmarks.empirical_likelihood.intervals",
+            "benchmarks.empirical_likelihood.estimation",
+            "benchmarks.empirical_likelihood.learning",
+            "benchmarks.empirical_likelihood.softmax",
         )
         for preset in ("quick", "cpu")
     },
     "star": {
-        preset: ("benchmarks.star_ope", "benchmarks.ope_suite", "benchmarks.ope_coverage")
+        preset: ("benchmarks.star.figures", "benchmarks.star.suite", "benchmarks.star.coverage")
         for preset in ("quick", "cpu")
     },
-    "deterministic": {preset: ("benchmarks.deterministic_dr",) for preset in ("quick", "cpu")},
+    "deterministic": {preset: ("benchmarks.deterministic.study",) for preset in ("quick", "cpu")},
 }
 
 

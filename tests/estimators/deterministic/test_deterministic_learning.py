@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.deterministic_process import Process, log_density, policy, simulate, truth
+from benchmarks.deterministic.process import Process, log_density, policy, simulate, truth
 from jaxrl_off.estimators import deterministic as det
 
 PROCESS = Process(4, 1.2, noise=0.1)

@@ -1,0 +1,1 @@
+"""Divergence-augmented policy optimization: MinAtar, Atari, speed."""

@@ -1,0 +1,1 @@
+"""Doubly robust value and gradient of deterministic policies: study, control, speed."""

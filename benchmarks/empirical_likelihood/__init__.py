@@ -1,0 +1,1 @@
+"""Empirical likelihood for contextual bandits: intervals, estimation, learning, speed."""

@@ -1,0 +1,1 @@
+"""N-PPAC: its pathology, locomotion, dexterous hands, speed."""

@@ -1,0 +1,1 @@
+"""STAR and every other estimator on trajectories: figures, suite, coverage, speed."""
