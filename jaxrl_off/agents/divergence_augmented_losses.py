@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig
-from jaxrl_off.ops.divergence import divergence_terms, multi_step_divergence
+from jaxrl_off.ops import surrogates
+from jaxrl_off.ops.divergence import divergence_terms, kl_k3, multi_step_divergence
 from jaxrl_off.ops.importance import effective_sample_size, importance_ratio, masked_mean
 from jaxrl_off.ops.returns import generalised_advantages, successor_values, vtrace
 from jaxrl_off.types import Array, PyTree, Rollout
@@ -59,14 +60,17 @@ def family_loss(
     if published is not None:
         centre = importance_ratio(published.log_prob(batch.action), batch.behaviour_log_prob)
         centre = jax.lax.stop_gradient(centre)
-    low, high = centre - config.clip_epsilon, centre + config.clip_epsilon
-    clipped = (constant_ratio < low) | (constant_ratio > high)
+    clipped = jnp.abs(constant_ratio - centre) > config.clip_epsilon
 
     dual_loss = jnp.zeros(())
     if config.weight == "exponential":
-        policy_loss, dual_loss = _exponential_loss(config, params, augmented, log_prob, mask)
+        temperature = jnp.exp(params["log_temperature"])
+        psi, dual_loss = surrogates.exponential_weights(
+            augmented.ravel(), temperature, config.temperature_target, mask.ravel()
+        )
+        policy_loss = -jnp.sum(psi * log_prob.ravel())
     else:
-        policy_loss = masked_mean(_policy_loss(config, ratio, log_prob, augmented, low, high, ess), mask)
+        policy_loss = -masked_mean(_surrogate(config, ratio, log_prob, augmented, centre, ess), mask)
 
     penalty_loss = jnp.zeros(())
     if config.penalty != "none":
@@ -93,7 +97,7 @@ def family_loss(
         "value_loss": value_loss,
         "penalty_loss": penalty_loss,
         "entropy": entropy,
-        "kl_to_behaviour": masked_mean(constant_ratio - 1.0 - log_ratio, mask),
+        "kl_to_behaviour": masked_mean(kl_k3(batch.behaviour_log_prob, jax.lax.stop_gradient(log_prob)), mask),
         "half_squared_log_ratio": masked_mean(0.5 * jnp.square(log_ratio), mask),
         "total_variation": 0.5 * masked_mean(jnp.abs(constant_ratio - centre), mask),
         "clip_fraction": masked_mean(clipped.astype(jnp.float32), mask),
@@ -162,40 +166,20 @@ def _divergence(config: DivergenceAugmentedConfig, batch: Rollout, log_prob: Arr
     return jax.vmap(one)(terms, ratio, batch.terminated, batch.truncated)
 
 
-def _policy_loss(
-    config: DivergenceAugmentedConfig,
-    ratio: Array,
-    log_prob: Array,
-    augmented: Array,
-    low: Array,
-    high: Array,
-    ess: Array,
+def _surrogate(
+    config: DivergenceAugmentedConfig, ratio: Array, log_prob: Array, augmented: Array, centre: Array, ess: Array
 ) -> Array:
-    """Per-sample policy loss `[B, T]` for every weight but `exponential`."""
-    constant = jax.lax.stop_gradient(ratio)
+    """The surrogate of every sample, `[B, T]`, for every weight but `exponential`."""
+    if callable(config.weight):
+        return config.weight(ratio, log_prob, augmented)
     if config.weight == "identity":
-        return -ratio * augmented
+        return surrogates.identity(ratio, augmented)
     if config.weight in ("clip", "centred_clip"):
-        return jnp.maximum(-ratio * augmented, -jnp.clip(ratio, low, high) * augmented)
-    cap = ess if config.weight == "effective_sample_size" else config.weight_cap
-    weight = jnp.minimum(cap, constant)
+        return surrogates.centred_clip(ratio, augmented, centre, config.clip_epsilon, config.clip_epsilon)
     if config.weight == "acer":
-        weight = weight + jnp.maximum(0.0, 1.0 - cap / constant)
-    return -weight * augmented * log_prob
-
-
-def _exponential_loss(
-    config: DivergenceAugmentedConfig, params: PyTree, advantage: Array, log_prob: Array, mask: Array
-) -> tuple[Array, Array]:
-    """V-MPO: weighted maximum likelihood on the better half, and the loss of its temperature (rlax `vmpo_loss`)."""
-    advantage, log_prob, mask = advantage.ravel(), log_prob.ravel(), mask.ravel()
-    chosen = mask & (advantage >= jnp.nanmedian(jnp.where(mask, advantage, jnp.nan)))
-    temperature = jnp.exp(params["log_temperature"])
-    scaled = jnp.where(chosen, advantage / temperature, -jnp.inf)
-    psi = jax.lax.stop_gradient(jax.nn.softmax(scaled))
-    policy_loss = -jnp.sum(psi * log_prob)
-    log_mean_exp = jax.nn.logsumexp(scaled) - jnp.log(jnp.maximum(jnp.sum(chosen), 1))
-    return policy_loss, temperature * (config.temperature_target + log_mean_exp)
+        return surrogates.truncate_with_correction(ratio, log_prob, augmented, config.weight_cap)
+    cap = ess if config.weight == "effective_sample_size" else config.weight_cap
+    return surrogates.truncate(ratio, log_prob, augmented, cap)
 
 
 def _penalty_factor(

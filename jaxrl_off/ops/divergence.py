@@ -54,7 +54,9 @@ DIVERGENCES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def divergence_terms(name: str, log_prob: Array, behaviour_log_prob: Array) -> Array:
+def divergence_terms(
+    divergence: str | Callable[[Array, Array], Array], log_prob: Array, behaviour_log_prob: Array
+) -> Array:
     """The per-step term `f(s, a)` of a divergence, without gradient. `p = log pi(a|s)`, `q = log pi_t(a|s)`.
 
     | name | f | divergence |
@@ -68,9 +70,9 @@ def divergence_terms(name: str, log_prob: Array, behaviour_log_prob: Array) -> A
     Exponents are clipped to +-3 as in the authors' code (their section 4 names INF; the formulas come from the code).
 
     Args:
-        name: a key of `DIVERGENCES`.
-        log_prob: `float[...]`.
-        behaviour_log_prob: `float[...]`.
+        divergence: a key of `DIVERGENCES`, or a function `(p, q) -> f` of arrays of one shape.
+        log_prob: `float[...]`, p.
+        behaviour_log_prob: `float[...]`, q.
 
     Returns:
         `float[...]`, f.
@@ -78,10 +80,57 @@ def divergence_terms(name: str, log_prob: Array, behaviour_log_prob: Array) -> A
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {name!r}; choose one of {', '.join(DIVERGENCES)}.")
+    if not callable(divergence) and divergence not in DIVERGENCES:
+        raise ValueError(
+            f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}, or give a function "
+            "(log_prob, behaviour_log_prob) -> terms."
+        )
     chex.assert_equal_shape([log_prob, behaviour_log_prob])
-    return jax.lax.stop_gradient(DIVERGENCES[name](log_prob, behaviour_log_prob))
+    terms = (divergence if callable(divergence) else DIVERGENCES[divergence])(log_prob, behaviour_log_prob)
+    chex.assert_equal_shape([terms, log_prob])
+    return jax.lax.stop_gradient(terms)
+
+
+def kl_k1(log_prob: Array, reference_log_prob: Array) -> Array:
+    """The estimator `k1 = log pi - log ref` of `KL(pi || ref)` from samples of pi: unbiased, of either sign, high variance.
+
+    k1, k2 and k3 are Schulman's names ("Approximating KL Divergence", 2020). As a loss only k2 has the gradient of the KL
+    divergence in expectation on samples of pi; k1's is 0.
+
+    Args:
+        log_prob: `float[...]`, log pi of the samples.
+        reference_log_prob: `float[...]`, log ref of the same samples.
+
+    Returns:
+        `float[...]`, one estimate for each sample.
+    """
+    chex.assert_equal_shape([log_prob, reference_log_prob])
+    return log_prob - reference_log_prob
+
+
+def kl_k2(log_prob: Array, reference_log_prob: Array) -> Array:
+    """The estimator `k2 = (log pi - log ref)^2 / 2`: biased, never negative; its gradient is that of the KL. See `kl_k1`."""
+    return 0.5 * jnp.square(kl_k1(log_prob, reference_log_prob))
+
+
+def kl_k3(log_prob: Array, reference_log_prob: Array, *, log_clip: float = 20.0) -> Array:
+    """The estimator `k3 = exp(log ref - log pi) - 1 - (log ref - log pi)`: unbiased and never negative. See `kl_k1`.
+
+    Args:
+        log_prob: `float[...]`, log pi of samples of pi.
+        reference_log_prob: `float[...]`, log ref of the same samples.
+        log_clip: bound on the absolute log-ratio, so that the exponential stays finite (20 as in verl). The gradient is zero
+            where clipped.
+
+    Returns:
+        `float[...]`, one estimate for each sample.
+
+    Example:
+        >>> round(float(kl_k3(jnp.array(0.3), jnp.array(0.0))), 6)
+        0.040818
+    """
+    log_ratio = jnp.clip(-kl_k1(log_prob, reference_log_prob), -log_clip, log_clip)
+    return jnp.expm1(log_ratio) - log_ratio
 
 
 def multi_step_divergence(
