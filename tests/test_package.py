@@ -19,6 +19,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Imports run from a higher number to a lower or equal one (DESIGN: types -> ops -> ... -> training -> cli).
 LEVELS = {
     "types": 0,
+    "pytrees": 0,
     "ops": 1,
     "distributions": 2,
     "networks": 2,

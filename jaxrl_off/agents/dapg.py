@@ -31,13 +31,13 @@ import optax
 from flax.linen.initializers import orthogonal
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates, continuous_space
-from jaxrl_off.agents.presets import build, check_ranges, static
 from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.envs.base import EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import MLP, as_float
 from jaxrl_off.ops.natural_gradient import natural_direction
 from jaxrl_off.ops.returns import lambda_returns
+from jaxrl_off.pytrees import build, check_ranges, static
 from jaxrl_off.types import Array, PyTree
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import flax.struct
 
-from jaxrl_off.agents.presets import build, check_choices, check_ranges, static
 from jaxrl_off.networks import ACTIVATIONS
 from jaxrl_off.ops.divergence import DIVERGENCES
+from jaxrl_off.pytrees import build, check_choices, check_ranges, static
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "weight": ("identity", "clip", "truncate", "acer", "effective_sample_size", "centred_clip", "exponential"),

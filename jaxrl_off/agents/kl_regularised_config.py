@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.struct
 
-from jaxrl_off.agents.presets import build, check_choices, check_ranges, static
+from jaxrl_off.pytrees import build, check_choices, check_ranges, static
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("tanh_normal", "normal"),

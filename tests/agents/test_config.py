@@ -31,7 +31,7 @@ def test_an_unknown_preset_lists_the_known_ones():
 
 
 def test_an_unknown_field_lists_the_fields():
-    with pytest.raises(ValueError, match=r"learningrate, clip is no field .*learning_rate.*clip_epsilon"):
+    with pytest.raises(ValueError, match=r"unknown field learningrate, clip; .*learning_rate.*clip_epsilon"):
         preset("ppo", learningrate=1.0, clip=0.1)
 
 

@@ -547,7 +547,7 @@ def test_reals_are_swept():
         (dict(damping=float("nan")), "damping=nan is outside"),
         (dict(cg_iterations=0), "cg_iterations=0 is outside"),
         (dict(value_epochs=0), "value_epochs=0 is outside"),
-        (dict(step_sze=1.0), "step_sze is no field .*step_size"),
+        (dict(step_sze=1.0), "unknown field step_sze; .*step_size"),
     ],
 )
 def test_configs_that_cannot_be_meant(changes, message):

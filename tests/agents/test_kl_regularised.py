@@ -542,7 +542,7 @@ def test_every_preset_makes_finite_updates(name):
         (dict(target_critics=3), r"target_critics=3 is outside \[0, 2\]"),
         (dict(demonstration_fraction=1.5), "demonstration_fraction=1.5 is outside"),
         (dict(temperature="entropy", alpha=0.0), "alpha must be positive"),
-        (dict(learning_rte=1.0), "learning_rte is no field"),
+        (dict(learning_rte=1.0), "unknown field learning_rte; .*Did you mean 'learning_rate'"),
     ],
 )
 def test_configs_that_cannot_be_meant(changes, message):

@@ -20,14 +20,11 @@ import optax
 
 from jaxrl_off.estimators.trajectory.steps import quotient, weights_of
 from jaxrl_off.networks import ACTIVATIONS, MLP
+from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, PyTree
 
 RATIOS = ("normal", "polynomial")
 _MOST_FEATURES = 1000
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -52,13 +49,13 @@ class LinearSieve:
         ratio_features: `inputs [O] -> [F]`, likewise for the ratio, in the place of what `ratio` says.
     """
 
-    degree: int = _static(2)
-    ratio: str = _static("normal")
-    ratio_degree: int = _static(4)
+    degree: int = static(2)
+    ratio: str = static("normal")
+    ratio_degree: int = static(4)
     ratio_tolerance: Any = 1e-3
     ridge: Any = 1e-8
-    features: Callable[[Array], Array] | None = _static(None)
-    ratio_features: Callable[[Array], Array] | None = _static(None)
+    features: Callable[[Array], Array] | None = static(None)
+    ratio_features: Callable[[Array], Array] | None = static(None)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -81,10 +78,10 @@ class NetworkRegression:
         learning_rate: of Adam, at first; falls to 0 linearly in each step of the horizon.
     """
 
-    sizes: tuple[int, ...] = _static((64, 64))
-    activation: str = _static("swish")
-    updates: int = _static(200)
-    batch_size: int = _static(256)
+    sizes: tuple[int, ...] = static((64, 64))
+    activation: str = static("swish")
+    updates: int = static(200)
+    batch_size: int = static(256)
     learning_rate: Any = 1e-2
 
     def __post_init__(self) -> None:

@@ -18,16 +18,13 @@ import numpy as np
 
 from jaxrl_off.estimators.common import is_concrete
 from jaxrl_off.ops.kernels import SMOOTHING_KERNELS, kernel_quadrature
+from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, Trajectories
 
 FORMS = ("mixed", "soft", "point")
 _MOST_NODES = 243  # of a product rule; above, 2 A nodes that are exact to degree 3
 _PANEL = 12  # nodes on each side of the target where the kernel is cut
 _EFFECTIVELY_INFINITE = 7.0  # deviations of a Gaussian: its mass beyond is 1e-12
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -57,9 +54,9 @@ class Smoothing:
     """
 
     bandwidth: Any
-    form: str = _static("mixed")
-    kernel: str = _static("gaussian")
-    nodes: int = _static(3)
+    form: str = static("mixed")
+    kernel: str = static("gaussian")
+    nodes: int = static(3)
     scale: Any = None
     lower: Any = None
     upper: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -22,15 +22,12 @@ from jaxrl_off.estimators.trajectory.columns.action_networks import (
 from jaxrl_off.estimators.trajectory.columns.kernel_features import PAIRS, Kernel, joined, kernel_of, phi, phi_mean
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import FlatTransitions
+from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, PyTree
 
 _PIECE = 4096  # rows whose features are in memory at once
 _GAIN = 0.1  # of the initial weights of the last layer
 _LAST = 0.1  # share of the updates whose mean loss is told
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -46,11 +43,11 @@ class OccupancyConfig:
         learning_rate: of Adam, at first; it falls to 0 as a cosine does.
     """
 
-    sizes: tuple[int, ...] = _static((64, 64))
-    members: int = _static(3)
-    updates: int = _static(20_000)
-    batch_size: int = _static(512)
-    features: int = _static(256)
+    sizes: tuple[int, ...] = static((64, 64))
+    members: int = static(3)
+    updates: int = static(20_000)
+    batch_size: int = static(512)
+    features: int = static(256)
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:

@@ -22,14 +22,11 @@ from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import FlatTransitions
 from jaxrl_off.estimators.trajectory.values.fitting_q import curve_of
 from jaxrl_off.networks import ACTIVATIONS
+from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, PyTree
 
 _FLOOR = 1e-2  # e, of the largest eigenvalue
 _PIECE = 4096  # steps whose features are in memory at once
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -47,13 +44,13 @@ class MinimaxQConfig:
         learning_rate: of Adam, at first; it falls to 0 as a cosine does.
     """
 
-    sizes: tuple[int, ...] = _static((64, 64))
-    activation: str = _static("relu")
-    updates: int = _static(20_000)
-    batch_size: int = _static(512)
-    features: int = _static(256)
-    members: int = _static(1)
-    bootstrap: bool = _static(False)
+    sizes: tuple[int, ...] = static((64, 64))
+    activation: str = static("relu")
+    updates: int = static(20_000)
+    batch_size: int = static(512)
+    features: int = static(256)
+    members: int = static(1)
+    bootstrap: bool = static(False)
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:

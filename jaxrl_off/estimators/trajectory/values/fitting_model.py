@@ -15,16 +15,13 @@ import optax
 
 from jaxrl_off.estimators.trajectory.columns.transitions import Standardisation
 from jaxrl_off.networks import ACTIVATIONS, MLP
+from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, PyTree
 
 _LOG_DEVIATION = (-6.0, 2.0)  # of changes in units of their standard deviation
 _LAST = 0.1  # share of the updates whose mean loss is told
 
 Policy = Callable[[Array, Array], Any]
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -40,11 +37,11 @@ class FittedModelConfig:
         learning_rate: of Adam, at first; it falls to 0 as a cosine does.
     """
 
-    sizes: tuple[int, ...] = _static((128, 128))
-    activation: str = _static("swish")
-    members: int = _static(5)
-    updates: int = _static(10_000)
-    batch_size: int = _static(256)
+    sizes: tuple[int, ...] = static((128, 128))
+    activation: str = static("swish")
+    members: int = static(5)
+    updates: int = static(10_000)
+    batch_size: int = static(256)
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:

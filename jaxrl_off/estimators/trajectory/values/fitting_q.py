@@ -21,14 +21,11 @@ from jaxrl_off.estimators.trajectory.columns.action_networks import (
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import FlatTransitions
 from jaxrl_off.networks import ACTIVATIONS
+from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, PyTree
 
 _POINTS = 100  # of the loss curve, at most
 _PIECE = 2048  # states that are evaluated at once
-
-
-def _static(default: Any) -> Any:
-    return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
@@ -49,13 +46,13 @@ class FittedQConfig:
         target_rate: by which the copy moves towards the network; 1 replaces it.
     """
 
-    sizes: tuple[int, ...] = _static((256, 256))
-    activation: str = _static("relu")
-    updates: int = _static(10_000)
-    batch_size: int = _static(256)
-    target_period: int = _static(1)
-    members: int = _static(1)
-    bootstrap: bool = _static(False)
+    sizes: tuple[int, ...] = static((256, 256))
+    activation: str = static("relu")
+    updates: int = static(10_000)
+    batch_size: int = static(256)
+    target_period: int = static(1)
+    members: int = static(1)
+    bootstrap: bool = static(False)
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     target_rate: float = 0.005

@@ -1,0 +1,73 @@
+"""Frozen dataclasses that are pytrees: static fields, and checks of their values that name what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import flax.struct
+
+Config = TypeVar("Config")
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the compiled program, not of its data: a switch or a size.
+
+    Args:
+        default: the field's default; without one the field is required.
+
+    Example:
+        >>> import jax
+        >>> @flax.struct.dataclass
+        ... class Fit:
+        ...     updates: int = static(10)
+        ...     learning_rate: float = 1e-3
+        >>> jax.tree.leaves(Fit())
+        [0.001]
+    """
+    return flax.struct.field(pytree_node=False, default=default)
+
+
+def build(
+    config_class: type[Config], presets: Mapping[str, dict[str, Any]], name: str, overrides: dict[str, Any]
+) -> Config:
+    """The named preset with its overrides, unchecked.
+
+    Raises:
+        ValueError: for an unknown preset or field; the message lists all of them and names the nearest.
+    """
+    if name not in presets:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(presets)}.{nearest(name, presets)}")
+    fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    unknown = [key for key in overrides if key not in fields]
+    if unknown:
+        hints = "".join(nearest(key, fields) for key in unknown)
+        raise ValueError(f"unknown field {', '.join(unknown)}; the fields are {', '.join(fields)}.{hints}")
+    return config_class(**{**presets[name], **overrides})
+
+
+def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise a ValueError if a field has a value that is not one of its choices."""
+    for name, allowed in choices.items():
+        given = getattr(config, name)
+        if given not in allowed:
+            raise ValueError(
+                f"{name}={given!r} is unknown{nearest(given, allowed)}; choose one of {', '.join(allowed)}."
+            )
+
+
+def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise a ValueError if a number lies outside its closed range or is NaN; arrays and tracers are not looked at."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if isinstance(value, (int, float)) and (math.isnan(value) or not low <= value <= high):
+            raise ValueError(f"{name}={value} is outside [{low}, {high}].")
+
+
+def nearest(given: Any, allowed: Iterable[str]) -> str:
+    """The sentence `" Did you mean 'x'?"` with the nearest allowed name; empty if none is near."""
+    matches = difflib.get_close_matches(str(given), list(allowed), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
