@@ -30,8 +30,8 @@ def test_presets_are_built_with_overrides():
 def test_unknown_names_are_refused_with_all_names_and_the_nearest():
     with pytest.raises(ValueError, match="unknown preset 'smal'; choose one of small, large. Did you mean 'small'"):
         build(Config, PRESETS, "smal", {})
-    with pytest.raises(ValueError, match="unknown field szie; the fields are name, size, rate. Did you mean 'size'"):
-        build(Config, PRESETS, "small", {"szie": 3})
+    with pytest.raises(ValueError, match="unknown field sizes; the fields are name, size, rate. Did you mean 'size'"):
+        build(Config, PRESETS, "small", {"sizes": 3})
     with pytest.raises(ValueError, match="name='adm' is not known; choose one of adam, sgd. Did you mean 'adam'"):
         check_choices(Config(name="adm"), {"name": ("adam", "sgd")})
     check_choices(Config(), {"name": ("adam", "sgd")})
