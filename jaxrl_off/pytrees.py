@@ -54,9 +54,8 @@ def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
     for name, allowed in choices.items():
         given = getattr(config, name)
         if given not in allowed:
-            raise ValueError(
-                f"{name}={given!r} is unknown{nearest(given, allowed)}; choose one of {', '.join(allowed)}."
-            )
+            hint = nearest(given, allowed)
+            raise ValueError(f"{name}={given!r} is not known; choose one of {', '.join(allowed)}.{hint}")
 
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
