@@ -2,52 +2,28 @@
 
 `python -m benchmarks.reproduce --preset quick|cpu|gpu|paper [--paper dapo]`
 
-What is already in `results/` is reused, so that a second call, or one after an interruption, computes only what is missing;
-`--fresh` moves earlier results aside and starts again.
+Finished jobs in `results/` are reused, so that a second call, or one after an interruption, computes only what is missing;
+`--fresh` moves earlier results aside and starts again. Papers are the rooms of `benchmarks`, see `benchmarks.machinery.papers`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 from pathlib import Path
 
-# paper -> preset -> modules whose `main` runs it; `gpu` holds the paper's own sizes where there is no `paper`
-PAPERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "dapo": {
-        "quick": ("benchmarks.dapo.minatar",),
-        "cpu": ("benchmarks.dapo.minatar",),
-        "gpu": ("benchmarks.dapo.minatar", "benchmarks.dapo.atari"),
-        "paper": ("benchmarks.dapo.minatar", "benchmarks.dapo.atari"),
-    },
-    "nppac": {
-        "quick": ("benchmarks.nppac.pathology", "benchmarks.nppac.locomotion", "benchmarks.nppac.adroit"),
-        "cpu": ("benchmarks.nppac.pathology", "benchmarks.nppac.locomotion", "benchmarks.nppac.adroit"),
-        "gpu": ("benchmarks.nppac.pathology", "benchmarks.nppac.locomotion", "benchmarks.nppac.adroit"),
-    },
-    "el": {
-        preset: (
-            "benchmarks.empirical_likelihood.intervals",
-            "benchmarks.empirical_likelihood.estimation",
-            "benchmarks.empirical_likelihood.learning",
-            "benchmarks.empirical_likelihood.softmax",
-        )
-        for preset in ("quick", "cpu")
-    },
-    "star": {
-        preset: ("benchmarks.star.figures", "benchmarks.star.suite", "benchmarks.star.coverage")
-        for preset in ("quick", "cpu")
-    },
-    "deterministic": {preset: ("benchmarks.deterministic.study",) for preset in ("quick", "cpu")},
-}
+from benchmarks.machinery.papers import papers
+from benchmarks.report import write_report
+
+PRESETS = ("quick", "cpu", "gpu", "paper")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
+    rooms = papers()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("quick", "cpu", "gpu", "paper"), default="quick")
-    parser.add_argument("--paper", choices=PAPERS, help="only this one")
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help="sizes; default: quick")
+    parser.add_argument("--paper", choices=rooms, help="this paper alone")
     parser.add_argument("--fresh", action="store_true", help="keep earlier results aside and compute everything again")
     options = parser.parse_args(arguments)
 
@@ -57,14 +33,13 @@ def main(arguments: list[str] | None = None) -> None:
         results.rename(aside)
         print(f"earlier results are now in {aside}/")
     started = time.perf_counter()
-    for paper, presets in PAPERS.items():
-        if options.paper in (None, paper):
-            if options.preset not in presets:
-                print(f"{paper} has no preset {options.preset}; its largest is {list(presets)[-1]}.")
-            for module in presets.get(options.preset, ()):
-                importlib.import_module(module).main(["--preset", options.preset])
-    from benchmarks.report import write_report
-
+    for paper in rooms.values():
+        if options.paper not in (None, paper.name):
+            continue
+        if options.preset not in paper.presets:
+            print(f"{paper.name} has no preset {options.preset}; it has {', '.join(paper.presets)}.")
+        for main_of, preset in paper.presets.get(options.preset, ()):
+            main_of(["--preset", preset])
     print(f"report: {write_report(results)} ({time.perf_counter() - started:.0f} s in all)")
 
 

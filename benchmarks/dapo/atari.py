@@ -15,11 +15,16 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machinery.jobs import provenance, write_json
+from benchmarks.dapo.claims import last_fifth
+from benchmarks.dapo.jobs import PINNED
+from benchmarks.machinery.command import Table, print_rows
+from benchmarks.machinery.jobs import write_json
+from benchmarks.machinery.results import provenance
 
 SAMPLES_PER_HOUR = {16: 3500 * 3600, 64: 4 * 3500 * 3600}
 METHODS = {"PPO": "ppo", "PPO+DA": "ppo_da", "PPO+DA (1-step)": "ppo_da_one_step", "PPO+Entropy": "ppo_entropy"}
@@ -113,7 +118,7 @@ def train_game(game: str, method: str, seed: int, preset: Preset) -> dict[str, A
     environment = envs.make(f"ale/{game}", preset.num_envs, **preset.environment)
     settings = LoopSettings(**preset.settings)
     counts = plan(settings, preset.num_envs)
-    config = agents.preset(METHODS[method], **preset.agent)
+    config = agents.preset(METHODS[method], **(PINNED | preset.agent))
     agent = agents.make(config, environment.spec, total_updates=counts.total_updates)
     loop = make_loop(agent, environment, settings)
     state = jax.jit(loop.init)(jax.random.key(seed))
@@ -179,8 +184,6 @@ def paper_curve(curves: Path, game: str, method: str) -> list[tuple[float, float
 
 def run(preset: Preset, name: str, *, cache: Path, output: Path, curves: Path) -> dict[str, Any]:
     """Run what is not in `cache` yet, write and return the result file."""
-    import json
-
     from jaxrl_off.envs.atari import PAPER_GAMES
 
     runs = []
@@ -205,13 +208,9 @@ def run(preset: Preset, name: str, *, cache: Path, output: Path, curves: Path) -
     return content
 
 
-def print_atari(content: dict[str, Any]) -> None:
-    """Print the last score of every run beside the paper's at the same number of samples."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Atari, preset {content['preset']}: training return (unclipped, whole games)")
-    for column in (
+def table(content: dict[str, Any]) -> Table:
+    """The last score of every run beside the paper's at the same number of samples."""
+    header = [
         "game",
         "method",
         "seed",
@@ -221,17 +220,13 @@ def print_atari(content: dict[str, Any]) -> None:
         "paper at equal samples",
         "samples/s",
         "ended",
-    ):
-        table.add_column(column)
-    for row in content["runs"]:
-        table.add_row(*(str(cell) for cell in atari_row(row)))
-    Console().print(table)
+    ]
+    title = f"Atari, preset {content['preset']}: training return (not clipped, whole games)"
+    return title, header, [[str(cell) for cell in atari_row(run)] for run in content["runs"]]
 
 
 def atari_row(run_result: dict[str, Any]) -> list[Any]:
     """Cells of one run: game, method, seed, samples, first and last score, the paper's score, speed, end."""
-    from benchmarks.machinery.summaries import last_fifth
-
     curve = run_result["curve"]
     scores = [score for score in curve["episode_return"] if score is not None]
     samples = curve["steps"][-1]
@@ -274,7 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
         changes["minutes"] = options.minutes
     preset = dataclasses.replace(PRESETS[options.preset], **changes)
     output = options.output or Path(f"results/dapo_atari_{options.preset}.json")
-    print_atari(run(preset, options.preset, cache=options.cache, output=output, curves=options.curves))
+    content = run(preset, options.preset, cache=options.cache, output=output, curves=options.curves)
+    print_rows(*table(content))
     print(f"written: {output}")
 
 

@@ -14,9 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machinery.jobs import Job, command_line, default_workers, pairs, provenance, run_all, write_json
+from benchmarks import machinery
+from benchmarks.dapo.claims import last_fifth, run_score, tables
+from benchmarks.dapo.jobs import Job, run_job
+from benchmarks.machinery.jobs import pairs, run_all, write_json
+from benchmarks.machinery.results import provenance
 
-HERE = Path(__file__).parent.parent
 ALL_GAMES = ("Breakout", "Asterix", "SpaceInvaders", "Freeway")
 
 # method -> (agent preset, static overrides, name and values of the parameter tuned beside the learning rate)
@@ -171,8 +174,6 @@ def choose(results: list[dict[str, Any]], preset: Preset) -> dict[str, dict[str,
 
     Without a tuning stage every method keeps its preset's defaults.
     """
-    from benchmarks.machinery.summaries import run_score
-
     chosen: dict[str, dict[str, dict[str, float]]] = {}
     for regime, methods in preset.methods.items():
         chosen[regime] = {method: {} for method in methods}
@@ -248,10 +249,14 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
     """Run a preset and write its JSON; returns what was written."""
     preset = PRESETS[preset_name]
     started = time.perf_counter()
-    tuning = run_all(tuning_jobs(preset), cache, workers=workers, title="tuning") if preset.tuning_seeds else []
+    tuning = (
+        run_all(tuning_jobs(preset), cache, workers=workers, title="tuning", runner=run_job)
+        if preset.tuning_seeds
+        else []
+    )
     chosen = choose(tuning, preset)
-    final = run_all(final_jobs(preset, chosen), cache, workers=workers, title="final runs")
-    mapped = run_all(map_jobs(preset), cache, workers=workers, title="map") if preset.map_seeds else []
+    final = run_all(final_jobs(preset, chosen), cache, workers=workers, title="final runs", runner=run_job)
+    mapped = run_all(map_jobs(preset), cache, workers=workers, title="map", runner=run_job) if preset.map_seeds else []
     content = {
         "benchmark": "dapo_minatar",
         "preset": preset_name,
@@ -271,8 +276,6 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
 
 def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
     """Keep scores instead of curves, so that a committed file stays small."""
-    from benchmarks.machinery.summaries import last_fifth, run_score
-
     runs = [
         {
             "reals": run["reals"],
@@ -288,15 +291,7 @@ def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = command_line(__doc__, PRESETS, "dapo_minatar")
-    options = parser.parse_args(arguments)
-    workers = default_workers(options.workers)
-    output = options.output or Path(f"results/dapo_minatar_{options.preset}.json")
-    content = run(options.preset, workers=workers, cache=options.cache, output=output)
-    from benchmarks.machinery.summaries import print_minatar
-
-    print_minatar(content)
-    print(f"written: {output}")
+    machinery.main("dapo_minatar", PRESETS, run, tables, description=__doc__, cache="dapo_minatar", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.dapo.speed_worker import EPOCHS, SIZES, TASKS
-from benchmarks.machinery.jobs import provenance
+from benchmarks.machinery.results import provenance
 from benchmarks.machinery.turns import ROOT, Worker, peer_python, publish, speed_command, spread, summary
 from jaxrl_off import agents, envs, networks
 from jaxrl_off.envs.base import observation_size

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.deterministic.speed_worker import RESAMPLES
 from benchmarks.machinery import turns
-from benchmarks.machinery.jobs import provenance
+from benchmarks.machinery.results import provenance
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 NEEDED = ("numpy", "scipy", "scikit-learn", "pandas", "tqdm", "matplotlib", "seaborn", "pyyaml")

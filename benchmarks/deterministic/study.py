@@ -11,7 +11,7 @@ truths in closed form and rates that were derived. All nuisances are fitted and 
 * robustness: their `gradient2.py`, with noise in the nuisances, or with nuisances that are wrong;
 * forms: their `gradient3.py` and `gradient4.py`, where to smooth;
 * learning: their `all.py`, policies learned on each objective, and intervals on other data;
-* control: Pendulum and MuJoCo's inverted pendulum, see `deterministic_control`.
+* control: Pendulum and MuJoCo's inverted pendulum, see `control`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machinery.jobs import command_line, default_workers, digest, pairs, rounded, run_all, write_results
-from benchmarks.machinery.summaries import bootstrap_interval, print_rows
+from benchmarks import machinery
+from benchmarks.deterministic.names import CUMULATIVE, MARGINAL
+from benchmarks.deterministic.report import tables
+from benchmarks.machinery.jobs import digest, pairs, rounded, run_all
+from benchmarks.machinery.results import write_results
+from benchmarks.machinery.verdicts import bootstrap_interval
 
-SHORT = {
-    "cumulative_importance_sampling": "cumulative IS",
-    "marginal_importance_sampling": "marginal IS",
-    "direct_method": "direct method",
-    "cumulative_doubly_robust": "cumulative DR",
-    "marginal_doubly_robust": "marginal DR",
-    "cumulative_policy_gradient": "cumulative policy gradient",
-    "marginal_policy_gradient": "marginal policy gradient",
-    "deterministic_policy_gradient": "DPG plug-in",
-}
-MARGINAL = ("marginal_importance_sampling", "direct_method", "marginal_doubly_robust")
-CUMULATIVE = ("cumulative_importance_sampling", "cumulative_doubly_robust")
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(
         horizons=(5, 20),
@@ -66,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A job of `jobs.run_all`.
+    """A job of `machinery.jobs.run_all`.
 
     Attributes:
         part: key of `RUNNERS`.
@@ -169,11 +161,6 @@ def slope_of(sizes: tuple[int, ...], errors: list[np.ndarray]) -> dict[str, floa
         return {"slope": None, "lower": None, "upper": None}
     value, low, high = bootstrap_interval(slope, errors)
     return {"slope": rounded(value), "lower": rounded(low), "upper": rounded(high)}
-
-
-def expected_slope(method: str, horizon: int, *, gradient: bool) -> float:
-    """-4 / (D + 4) of values, -4 / (D + 6) of gradients; D is 1 of marginal estimators, and the horizon of cumulative ones."""
-    return -4.0 / ((horizon if method in CUMULATIVE else 1) + (6 if gradient else 4))
 
 
 def slopes(horizon: int, form: str, sizes: tuple[int, ...], repetitions: int) -> dict[str, Any]:
@@ -346,7 +333,7 @@ def learning(count: int, horizon: int, objective: str, repetitions: int) -> dict
 
 
 def control(task: str, count: int) -> dict[str, Any]:
-    """See `deterministic_control`."""
+    """A controller learned from the log of a noisy one, see `control`."""
     from benchmarks.deterministic.control import control as learned
 
     return learned(task, count)
@@ -395,14 +382,9 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    from benchmarks.deterministic.report import tables
-
-    options = command_line(__doc__, PRESETS, "deterministic").parse_args(arguments)
-    output = options.output or Path(f"results/deterministic_dr_{options.preset}.json")
-    content = run(options.preset, workers=default_workers(options.workers), cache=options.cache, output=output)
-    for table in tables(content):
-        print_rows(*table)
-    print(f"written: {output}")
+    machinery.main(
+        "deterministic_dr", PRESETS, run, tables, description=__doc__, cache="deterministic", arguments=arguments
+    )
 
 
 if __name__ == "__main__":

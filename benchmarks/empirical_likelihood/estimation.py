@@ -2,7 +2,7 @@
 
 `python -m benchmarks.empirical_likelihood.estimation --preset quick|cpu [--workers N] [--data DIR] [--output FILE]`
 
-The contest of `el_shootout` with parts of 20, 60 and 20 %: one pass for the logging policy, four for the target, whose value on
+The contest of `shootout` with parts of 20, 60 and 20 %: one pass for the logging policy, four for the target, whose value on
 the last part is estimated from what the logging policy did there; squared error against its accuracy on the same rows. Two
 forms of empirical likelihood: *paper's*, `s high + (1 - s) low` of the identified interval with s the SNIPS estimate, which is
 what the authors' contest ran, and *middle*, the value that `empirical_likelihood` returns.
@@ -16,21 +16,25 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import machinery
 from benchmarks.empirical_likelihood.shootout import (
     LOGGERS,
     PASSES,
+    SHARED,
     Contest,
     compare,
+    contest_claim,
     contests,
     copies,
     load,
     matched_weights,
-    parser_of,
     programs_of,
     tally,
 )
-from benchmarks.machinery.jobs import default_workers, rounded, run_all, write_results
-from benchmarks.machinery.summaries import print_rows
+from benchmarks.machinery.command import Table
+from benchmarks.machinery.jobs import rounded, run_all
+from benchmarks.machinery.papers import Claim
+from benchmarks.machinery.results import write_results
 
 CHALLENGERS = ("EL (paper's)", "EL (middle)", "Cressie-Read(-2)")
 BASELINES = ("EMP", "IPS", "SNIPS")
@@ -129,7 +133,7 @@ def estimate(weights: np.ndarray, rewards: np.ndarray, largest: float) -> dict[s
         return {name: np.asarray(value) for name, value in methods(*columns).items()}
 
 
-def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(content: dict[str, Any]) -> list[Table]:
     """Title, header and rows: wins/ties/losses by logger, the paper's in brackets, and the error of every method."""
     made = []
     for challenger in CHALLENGERS:
@@ -154,6 +158,19 @@ def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
     return made
 
 
+def claims(content: dict[str, Any]) -> list[Claim]:
+    """That the authors' form of empirical likelihood is more accurate than each baseline."""
+    return [
+        contest_claim(
+            f"empirical likelihood estimates a learned policy's value better than {baseline}",
+            [counts[place] for counts in PAPER.values()],
+            content["results"],
+            f"{CHALLENGERS[0]} vs {baseline}",
+        )
+        for place, baseline in enumerate(BASELINES)
+    ]
+
+
 def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path) -> dict[str, Any]:
     """Run a preset and write its JSON; returns what was written."""
     preset = PRESETS[preset_name]
@@ -166,14 +183,16 @@ def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    options = parser_of(__doc__, PRESETS).parse_args(arguments)
-    output = options.output or Path(f"results/el_estimation_{options.preset}.json")
-    content = run(
-        options.preset, data=options.data, workers=default_workers(options.workers), cache=options.cache, output=output
+    machinery.main(
+        "el_estimation",
+        PRESETS,
+        run,
+        tables,
+        description=__doc__,
+        cache="el",
+        folders={"data": SHARED},
+        arguments=arguments,
     )
-    for table in tables(content):
-        print_rows(*table)
-    print(f"written: {output}")
 
 
 if __name__ == "__main__":

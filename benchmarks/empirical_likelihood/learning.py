@@ -2,7 +2,7 @@
 
 `python -m benchmarks.empirical_likelihood.learning --preset quick|cpu [--workers N] [--data DIR] [--output FILE]`
 
-The contest of `el_shootout` with parts of 20, 20 and 60 %: sixty passes for the logging policy, four for the target, whose
+The contest of `shootout` with parts of 20, 20 and 60 %: sixty passes for the logging policy, four for the target, whose
 accuracy on the last part is its value. Policies are regressions of costs, `ips` as the authors' or weighted (`importance`), see
 `supervised.make_logger`. IPS updates with the importance `10 w` (the factor is the authors': their learning
 rate is 0.1), the challengers with `10 w omega(w, r)`, see `bandit.likelihood_weights`: before each pass omega is that of the
@@ -20,21 +20,25 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import machinery
 from benchmarks.empirical_likelihood.shootout import (
     LOGGERS,
     PASSES,
+    SHARED,
     Contest,
     compare,
+    contest_claim,
     contests,
     copies,
     load,
     matched_weights,
-    parser_of,
     programs_of,
     tally,
 )
-from benchmarks.machinery.jobs import default_workers, rounded, run_all, write_results
-from benchmarks.machinery.summaries import print_rows
+from benchmarks.machinery.command import Table
+from benchmarks.machinery.jobs import rounded, run_all
+from benchmarks.machinery.papers import Claim
+from benchmarks.machinery.results import write_results
 
 LEVEL = 0.95
 CHALLENGERS = {"lower bound": LEVEL, "likelihood": None}
@@ -136,7 +140,7 @@ def _omega_program(level: float | None) -> Callable[..., Any]:
     return jax.jit(jax.vmap(program, (0, 0, 0, 0, None)))
 
 
-def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(content: dict[str, Any]) -> list[Table]:
     """Title, header and rows: wins/ties/losses by logger, the paper's in brackets, and accuracies."""
     names, made = ("logging policy", "IPS", *CHALLENGERS), []
     for costs in content["sizes"]["costs"]:
@@ -152,6 +156,20 @@ def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
         made.append((title, ["logger", *CHALLENGERS], counts))
         made.append((f"accuracy with costs '{costs}', mean over data sets", ["logger", *names], values))
     return made
+
+
+def claims(content: dict[str, Any]) -> list[Claim]:
+    """That each challenger beats IPS, with the authors' costs."""
+    results = [row for row in content["results"] if row["costs"] == "ips"]
+    return [
+        contest_claim(
+            f"policies updated on the weights of the {name} beat those of IPS",
+            [counts[place] for counts in PAPER.values()],
+            results,
+            name,
+        )
+        for place, name in enumerate(CHALLENGERS)
+    ]
 
 
 def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path) -> dict[str, Any]:
@@ -171,13 +189,16 @@ def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    options = parser_of(__doc__, PRESETS).parse_args(arguments)
-    output = options.output or Path(f"results/el_learning_{options.preset}.json")
-    workers = default_workers(options.workers)
-    content = run(options.preset, data=options.data, workers=workers, cache=options.cache, output=output)
-    for table in tables(content):
-        print_rows(*table)
-    print(f"written: {output}")
+    machinery.main(
+        "el_learning",
+        PRESETS,
+        run,
+        tables,
+        description=__doc__,
+        cache="el",
+        folders={"data": SHARED},
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

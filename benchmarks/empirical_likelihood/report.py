@@ -5,45 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.empirical_likelihood import (
-    estimation as el_estimation,
-)
-from benchmarks.empirical_likelihood import (
-    learning as el_learning,
-)
-from benchmarks.empirical_likelihood import (
-    softmax as el_softmax,
-)
+from benchmarks.empirical_likelihood import estimation, learning, softmax
 from benchmarks.empirical_likelihood.intervals import LEVEL, PAPER, SIZES, SWEEP_SIZE, tables
-from benchmarks.machinery.report_parts import figure, pyplot, table, tables_section, where
+from benchmarks.machinery.report_parts import figure, pyplot, tables_part
 
 
 def intervals_section(content: dict[str, Any], plots: Path) -> str:
     """Coverage and width: tables, and curves over n with the paper's empirical likelihood."""
-    parts = [
-        f"<h2>Empirical likelihood: intervals, preset <code>{content['preset']}</code></h2>",
-        where(content),
-        f"<p>{content['sizes']['repetitions']:,} repetitions a cell, nominal {LEVEL:.0%}; Monte Carlo standard errors beside "
-        "the coverages. <i>EL, finite sample</i> is our calibration that covers at every n.</p>",
-    ]
-    for title, header, lines in tables(content):
-        parts += [f"<h3>{title}</h3>", table(header, lines)]
-    parts.append(figure(_curves(content), plots / f"el_intervals_{content['preset']}.png"))
-    return "".join(parts)
+    note = (
+        f"{content['sizes']['repetitions']:,} repetitions a cell, nominal {LEVEL:.0%}; Monte Carlo standard errors beside "
+        "the coverages. <i>EL, finite sample</i> is our calibration that covers at every n."
+    )
+    return tables_part(note, tables(content)) + figure(
+        _curves(content), plots / f"el_intervals_{content['preset']}.png"
+    )
 
 
 def contest_section(content: dict[str, Any], plots: Path) -> str:
     """Wins, ties and losses on labelled data, of estimates or of learned policies."""
     del plots
-    studies = {"el_estimation": el_estimation, "el_learning": el_learning, "el_softmax": el_softmax}
-    sizes, study = content["sizes"], studies[content["benchmark"]]
+    studies = {"el_estimation": estimation, "el_learning": learning, "el_softmax": softmax}
     data_sets = len({row["data"] for row in content["results"]})
     note = (
-        f"{data_sets} data sets, {sizes['repetitions']} repetitions of each log; a win or a loss is a mean paired difference "
-        f"beyond two standard errors. {content['compute_seconds'] / 60:.0f} minutes of one core."
+        f"{data_sets} data sets, {content['sizes']['repetitions']} repetitions of each log; a win or a loss is a mean paired "
+        f"difference beyond two standard errors. {content['compute_seconds'] / 60:.0f} minutes of one core."
     )
-    title = f"Empirical likelihood: {content['benchmark'].removeprefix('el_')}"
-    return tables_section(title, content, note, study.tables(content))
+    return tables_part(note, studies[content["benchmark"]].tables(content))
 
 
 def _curves(content: dict[str, Any]) -> Any:

@@ -11,7 +11,6 @@ Where we differ from the authors, who ran Vowpal Wabbit: see `jaxrl_off.envs.lab
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
@@ -20,7 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.machinery.jobs import command_line, digest, pairs
+from benchmarks.machinery.jobs import digest, pairs
+from benchmarks.machinery.papers import Claim
+from benchmarks.machinery.verdicts import bootstrap_interval, verdict
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bandit_vw"
 SHIPPED = ("iris", "wine", "breast_cancer", "digits")
@@ -40,7 +41,7 @@ _ROWS, _COLUMNS = (1_600, _LARGEST), (8, 16, 48, 128)  # programs are compiled f
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """One logger on data sets of one padded size, a job of `jobs.run_all`.
+    """One logger on data sets of one padded size, a job of `machinery.jobs.run_all`.
 
     Attributes:
         study: which contest.
@@ -99,13 +100,6 @@ class Log(NamedTuple):
     actions: Any
     rewards: Any
     propensities: Any
-
-
-def parser_of(description: str, presets: Iterable[str]) -> argparse.ArgumentParser:
-    """The command line of both contests."""
-    parser = command_line(description, presets, "el")
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of ds_<number>_<classes>.vw.gz")
-    return parser
 
 
 def contests(
@@ -240,6 +234,34 @@ def matched_weights(greedy: Any, actions: Any, propensities: Any, largest: float
     """`float64[R, n]` twice: weights of the greedy policies, and what they are where they agree with the log."""
     full = np.minimum(1.0 / np.asarray(propensities, np.float64), largest)
     return np.where(np.asarray(greedy) == np.asarray(actions), full, 0.0), full
+
+
+def margin(results: Iterable[dict[str, Any]], pair: str) -> tuple[float, float, float]:
+    """Mean over data sets of wins less losses, as a share of logging policies; with an interval over data sets.
+
+    Logging policies of one data set share its rows, so that data sets are what is resampled.
+    """
+    points: dict[str, list[float]] = {}
+    for row in results:
+        points.setdefault(row["data"], []).append({"win": 1.0, "loss": -1.0, "tie": 0.0}[row["pairs"][pair]["verdict"]])
+    return bootstrap_interval(lambda x: float(x[0].mean()), [np.array([np.mean(x) for x in points.values()])])
+
+
+def contest_claim(statement: str, paper: Iterable[str], results: list[dict[str, Any]], pair: str) -> Claim:
+    """That a method wins more often than it loses.
+
+    Args:
+        statement: the claim.
+        paper: the authors' `wins/ties/losses`, added up here; empty where there are none.
+        results: of the contest.
+        pair: key of their `pairs`.
+    """
+    totals = [sum(numbers) for numbers in zip(*(map(int, text.split("/")) for text in paper), strict=True)]
+    theirs = f"{'/'.join(map(str, totals))} on 40 data sets, 7 logging policies" if totals else "not in the paper"
+    value, low, high = margin(results, pair)
+    counts = tally(row["pairs"][pair]["verdict"] for row in results)
+    ours = f"{counts}; wins less losses {value:+.2f} [{low:+.2f}, {high:+.2f}] of a contest"
+    return Claim(f"{statement} (wins/ties/losses)", theirs, ours, verdict(low, high, "greater"))
 
 
 def compare(gains: np.ndarray) -> dict[str, float | str]:

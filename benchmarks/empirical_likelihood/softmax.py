@@ -2,7 +2,7 @@
 
 `python -m benchmarks.empirical_likelihood.softmax --preset quick|cpu [--workers N] [--data DIR] [--output FILE]`
 
-The data, logging policies and rule of `el_learning` with this library's own learner in the place of the authors' online
+The data, logging policies and rule of `learning` with this library's own learner in the place of the authors' online
 regressions: a linear softmax policy begins as the uniform one and moves by Adam along the gradient of an objective. The logging
 policy learns on the first 20 % of the rows, the policies on what it logged on the next 500 (or 20 %), and the last 60 % judge
 their greedy actions. All objectives take the same number of steps, with one learning rate and the defaults of `learn`; none was
@@ -19,19 +19,23 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import machinery
 from benchmarks.empirical_likelihood.shootout import (
     LOGGERS,
+    SHARED,
     Contest,
     compare,
+    contest_claim,
     contests,
     copies,
     load,
-    parser_of,
     programs_of,
     tally,
 )
-from benchmarks.machinery.jobs import default_workers, rounded, run_all, write_results
-from benchmarks.machinery.summaries import print_rows
+from benchmarks.machinery.command import Table
+from benchmarks.machinery.jobs import rounded, run_all
+from benchmarks.machinery.papers import Claim
+from benchmarks.machinery.results import write_results
 
 OBJECTIVES = {
     "SNIPS": "snips",
@@ -132,7 +136,7 @@ def _program(objective: str, num_actions: int, rows: int, steps: int, largest: f
     return jax.jit(jax.vmap(program, (0, None, 0, 0, 0, None)))
 
 
-def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(content: dict[str, Any]) -> list[Table]:
     """Title, header and rows: wins/ties/losses against IPS by logging policy, and accuracies."""
     counts, values, objectives = [], [], list(content["results"][0]["pairs"])
     names = ("IPS", *objectives)
@@ -145,6 +149,15 @@ def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
     return [
         ("softmax policies against IPS: wins/ties/losses", ["logger", *objectives], counts),
         ("accuracy of greedy actions, mean over data sets", ["logger", "logging policy", *names], values),
+    ]
+
+
+def claims(content: dict[str, Any]) -> list[Claim]:
+    """That objectives of the paper beat IPS, with this library's own learner."""
+    return [
+        contest_claim(f"softmax policies learned on the {name} beat those of IPS", (), content["results"], name)
+        for name in ("lower bound, reweighted", "likelihood")
+        if name in content["results"][0]["pairs"]
     ]
 
 
@@ -161,13 +174,16 @@ def run(preset_name: str, *, data: Path, workers: int, cache: Path, output: Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    options = parser_of(__doc__, PRESETS).parse_args(arguments)
-    output = options.output or Path(f"results/el_softmax_{options.preset}.json")
-    workers = default_workers(options.workers)
-    content = run(options.preset, data=options.data, workers=workers, cache=options.cache, output=output)
-    for table in tables(content):
-        print_rows(*table)
-    print(f"written: {output}")
+    machinery.main(
+        "el_softmax",
+        PRESETS,
+        run,
+        tables,
+        description=__doc__,
+        cache="el",
+        folders={"data": SHARED},
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

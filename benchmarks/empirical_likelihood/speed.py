@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.machinery import turns
-from benchmarks.machinery.jobs import provenance
+from benchmarks.machinery.results import provenance
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 VW = (("vw-estimators==0.2.2",),)

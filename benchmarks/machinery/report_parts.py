@@ -17,7 +17,7 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     lines = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
+    return f"<div class='wide'><table><tr>{head}</tr>{lines}</table></div>"
 
 
 def figure(drawing: Any, path: Path) -> str:
@@ -54,14 +54,18 @@ def pyplot() -> Any:
 
 def verdict_cell(verdict: str) -> tuple[str]:
     """A verdict in its colour, as a cell of `table`."""
-    return (f"<span class='{verdict.split()[0]}'>{verdict}</span>",)
+    return (f"<span class='{verdict.split()[0]}'>{html.escape(verdict)}</span>",)
 
 
-def tables_section(
-    title: str, content: dict[str, Any], note: str, tables: list[tuple[str, list[str], list[list[str]]]]
-) -> str:
-    """A section of nothing but tables, each with title, header and rows, as benchmarks print them."""
-    parts = [f"<h2>{title}, preset <code>{content['preset']}</code></h2>", where(content), f"<p>{note}</p>"]
+def tables_part(note: str, tables: list[tuple[str, list[str], list[list[str]]]]) -> str:
+    """A paragraph, and tables with title, header and rows as benchmarks print them."""
+    parts = [f"<p>{note}</p>"]
     for heading, header, lines in tables:
-        parts += [f"<h3>{html.escape(heading)}</h3>", table(header, lines)]
+        parts += [f"<h4>{html.escape(heading)}</h4>", table(header, lines)]
     return "".join(parts)
+
+
+def speed_part(content: dict[str, Any], plots: Path) -> str:
+    """The table of a benchmark of speed."""
+    del plots
+    return table(content["header"], content["rows"])

@@ -4,7 +4,7 @@
 
 Rewards are 1 for a step at the goal and 0 otherwise. Demonstrations are recorded from the expert policies of DAPG (weights in
 `DIR`, by default those of `shared/data/nppac` beside the checkout), or, where there are none, from the clones of them that
-`benchmarks/experts` holds. Every method is tuned with the same budget (four values of one parameter, on tuning seeds) and
+`benchmarks/nppac/experts` holds. Every method is tuned with the same budget (four values of one parameter, on tuning seeds) and
 judged on fresh seeds: share of greedy episodes with a success at every log point (area under the curve: sample
 efficiency; last two points: final).
 """
@@ -15,13 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machinery.jobs import command_line, default_workers, provenance, write_json
-from benchmarks.nppac.claims import print_table
+from benchmarks import machinery
+from benchmarks.machinery.jobs import write_json
+from benchmarks.machinery.results import provenance
+from benchmarks.nppac.claims import tables
 from benchmarks.nppac.jobs import Method, methods
 from benchmarks.nppac.study import Study, run_study
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[2] / "shared" / "data" / "nppac"
+EXPERTS = SHARED if SHARED.is_dir() else None
 # The authors' kernels; hammer has none, so it takes door's.
 KERNELS = {"door": "matern12", "hammer": "matern12", "pen": "matern52", "relocate": "matern12"}
 HORIZONS = {"door": 200, "hammer": 200, "pen": 100, "relocate": 200}
@@ -117,7 +120,7 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
         "benchmark": "nppac_adroit",
         "preset": preset_name,
         "provenance": provenance(),
-        "experts": "DAPG's policies" if experts else "clones of DAPG's policies (benchmarks/experts)",
+        "experts": "DAPG's policies" if experts else "clones of DAPG's policies (benchmarks/nppac/experts)",
         "seconds": round(time.perf_counter() - started, 1),
         **results,
     }
@@ -127,14 +130,16 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = command_line(__doc__, PRESETS, "nppac")
-    parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
-    options = parser.parse_args(arguments)
-    output = options.output or Path(f"results/nppac_adroit_{options.preset}.json")
-    workers = default_workers(options.workers)
-    content = run(options.preset, workers=workers, experts=options.experts, cache=options.cache, output=output)
-    print_table(content)
-    print(f"written: {output}")
+    machinery.main(
+        "nppac_adroit",
+        PRESETS,
+        run,
+        tables,
+        description=__doc__,
+        cache="nppac",
+        folders={"experts": EXPERTS},
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machinery.jobs import command_line, default_workers, provenance, run_all, write_json
-from benchmarks.nppac.claims import print_table
+from benchmarks import machinery
+from benchmarks.machinery.jobs import run_all, write_json
+from benchmarks.machinery.results import provenance
+from benchmarks.nppac.claims import tables
 from benchmarks.nppac.jobs import ExpertJob, methods, run_expert_job
 from benchmarks.nppac.study import Study, run_study
 
@@ -164,12 +166,7 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = command_line(__doc__, PRESETS, "nppac")
-    options = parser.parse_args(arguments)
-    output = options.output or Path(f"results/nppac_locomotion_{options.preset}.json")
-    content = run(options.preset, workers=default_workers(options.workers), cache=options.cache, output=output)
-    print_table(content)
-    print(f"written: {output}")
+    machinery.main("nppac_locomotion", PRESETS, run, tables, description=__doc__, cache="nppac", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machinery.jobs import command_line, default_workers, provenance, rounded, run_all, write_json
-from benchmarks.nppac.adroit import KERNELS, SHARED, record
+from benchmarks import machinery
+from benchmarks.machinery.jobs import rounded, run_all, write_json
+from benchmarks.machinery.results import provenance
+from benchmarks.nppac.adroit import EXPERTS, KERNELS, record
+from benchmarks.nppac.claims import pathology_tables
 from benchmarks.nppac.jobs import CachedJob, ExpertJob, Method, make_job, run_expert_job, run_nppac_job
 
 
@@ -235,7 +238,7 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
         "benchmark": "nppac_pathology",
         "preset": preset_name,
         "provenance": provenance(),
-        "experts": "DAPG's policies" if experts else "clones of DAPG's policies (benchmarks/experts)",
+        "experts": "DAPG's policies" if experts else "clones of DAPG's policies (benchmarks/nppac/experts)",
         "seconds": round(time.perf_counter() - started, 1),
         "compute_seconds": round(sum(r["fit_seconds"] + r["run_seconds"] for r in calibration + sweep + fitted), 1),
         "sizes": dataclasses.asdict(preset),
@@ -250,19 +253,16 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    # the toy sizes say all there is to say: the gpu presets of the other scripts have nothing to add here
-    parser = command_line(__doc__, (*PRESETS, "gpu"), "nppac")
-    parser.add_argument("--experts", type=Path, default=SHARED if SHARED.is_dir() else None)
-    options = parser.parse_args(arguments)
-    preset = "cpu" if options.preset == "gpu" else options.preset
-    output = options.output or Path(f"results/nppac_pathology_{preset}.json")
-    content = run(
-        preset, workers=default_workers(options.workers), experts=options.experts, cache=options.cache, output=output
+    machinery.main(
+        "nppac_pathology",
+        PRESETS,
+        run,
+        pathology_tables,
+        description=__doc__,
+        cache="nppac",
+        folders={"experts": EXPERTS},
+        arguments=arguments,
     )
-    from benchmarks.nppac.claims import print_pathology
-
-    print_pathology(content)
-    print(f"written: {output}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machinery.report_parts import figure, pyplot, table, verdict_cell, where
-from benchmarks.nppac.claims import calibration_table, claims, curve_of, gradient_table, table_of, verdicts
+from benchmarks.machinery.report_parts import figure, pyplot, table, verdict_cell
+from benchmarks.nppac.claims import calibration_table, comparisons, curve_of, gradient_table, table_of, verdicts
 
 
 def learning_section(content: dict[str, Any], plots: Path) -> str:
@@ -21,11 +21,8 @@ def learning_section(content: dict[str, Any], plots: Path) -> str:
         if success
         else "greedy return, a random policy at 0 and the expert at 1"
     )
-    title = "the Adroit hand, sparse 0/1 reward" if success else "locomotion"
     header, lines = table_of(content)
     parts = [
-        f"<h2>N-PPAC: {title}, preset <code>{content['preset']}</code></h2>",
-        where(content),
         f"<p>{sizes['demonstrations']} demonstrations, {sizes['steps']:,} samples a run, {sizes['seeds']} seeds, networks "
         f"{tuple(sizes['sizes'])}, batches of {sizes['batch_size']}. Score: {what}; <i>final</i> is the mean of the last two "
         "evaluations, <i>area</i> the mean over all after the start, <i>start</i> what pre-training alone gives. IQM over "
@@ -34,7 +31,7 @@ def learning_section(content: dict[str, Any], plots: Path) -> str:
         "</p>",
         *(f"<p>{html.escape(remark)}</p>" for remark in content.get("remarks", ())),
         table(header, lines),
-        "<h3>N-PPAC with a Gaussian process against each other method</h3>",
+        "<h4>N-PPAC with a Gaussian process against each other method</h4>",
         table(
             ["against", "mean difference in area [95 %]", "", "mean difference in the final score [95 %]", ""],
             [
@@ -45,7 +42,7 @@ def learning_section(content: dict[str, Any], plots: Path) -> str:
                     "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["final"]),
                     verdict_cell(row["final_verdict"]),
                 ]
-                for row in claims(content)
+                for row in comparisons(content)
             ],
         ),
     ]
@@ -85,18 +82,16 @@ def _curves(content: dict[str, Any], what: str) -> Any:
 def pathology_section(content: dict[str, Any], plots: Path) -> str:
     """Calibration, the proposition and the gradients in training."""
     parts = [
-        f"<h2>N-PPAC: the pathology taken apart, preset <code>{content['preset']}</code></h2>",
-        where(content),
-        "<h3>Criteria</h3>",
+        "<h4>Criteria</h4>",
         table(
             ["criterion (ours: the paper gives no numbers)", "measured", ""],
             [[row["statement"], row["ours"], verdict_cell(row["verdict"])] for row in verdicts(content)],
         ),
-        "<h3>Standard deviation of the reference on and off the data</h3>",
+        "<h4>Standard deviation of the reference on and off the data</h4>",
         "<p>Geometric mean over states and action dimensions; states moved away by multiples of each observation dimension's "
         f"standard deviation; mean over {content['sizes']['fit_seeds']} fits, with the range of the ratio.</p>",
         table(*calibration_table(content)),
-        "<h3>The KL's gradient in training on Pendulum</h3>",
+        "<h4>The KL's gradient in training on Pendulum</h4>",
         table(*gradient_table(content)),
     ]
     for place in dict.fromkeys(result["environment"] for result in content["calibration"]):

@@ -38,7 +38,7 @@ from typing import Any
 import jax
 
 from benchmarks.dapo.speed import REJAX, matrix_product_rate
-from benchmarks.machinery.jobs import provenance
+from benchmarks.machinery.results import provenance
 from benchmarks.machinery.turns import (
     CLOCKS,
     ROOT,

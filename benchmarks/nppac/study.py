@@ -18,7 +18,7 @@ class Study:
 
     Attributes:
         tasks: labels.
-        methods: keys of `nppac_jobs.methods`.
+        methods: keys of `jobs.methods`.
         demonstrations: trajectories.
         steps: samples of a run.
         seeds: of the final runs.
@@ -27,7 +27,7 @@ class Study:
         pretrain: updates before the first sample.
         log_points: evaluations after the first.
         evaluation_episodes: greedy episodes in each.
-        fit: see `nppac_jobs.methods`.
+        fit: see `jobs.methods`.
         tuning_tasks, tuning_seeds, tuning_steps: of the tuning stage; without one every method keeps its preset's setting.
     """
 
@@ -64,7 +64,7 @@ def run_study(
         method_of: `(task, name) -> Method`.
         environment_of: `task -> environment, parameters` of `make_job`, and `horizon`, its longest episode.
         demonstrations: file of each task, all in the cache.
-        scales: see `nppac_statistics.curve_of`.
+        scales: see `claims.curve_of`.
         workers: processes.
         cache: finished jobs.
 

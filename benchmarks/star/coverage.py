@@ -20,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machinery.jobs import command_line, default_workers, digest, rounded, run_all, write_results
-from benchmarks.machinery.summaries import print_rows
+from benchmarks import machinery
+from benchmarks.machinery.command import Table
+from benchmarks.machinery.jobs import digest, rounded, run_all
+from benchmarks.machinery.papers import Claim
+from benchmarks.machinery.results import write_results
 
 LEVEL = 0.9
 CHANCES = {"behaviour": 0.5, "target": 0.7}  # of action 0
@@ -42,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A job of `jobs.run_all`.
+    """A job of `machinery.jobs.run_all`.
 
     Attributes:
         domain: "graph" or "random".
@@ -209,7 +212,7 @@ def verdict(cell: dict[str, Any]) -> str:
     return "holds" if cell["coverage"] >= LEVEL - 2.0 * error else "short"
 
 
-def tables(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(content: dict[str, Any]) -> list[Table]:
     """Title, header and rows, for each process and number of steps: coverage ± its error / width, by n."""
     made = []
     for domain, horizon in dict.fromkeys((row["domain"], row["horizon"]) for row in content["results"]):
@@ -239,27 +242,30 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
     return write_results(output, "ope_coverage", preset_name, preset, found, found)
 
 
-def coverage_section(content: dict[str, Any], plots: Path) -> str:
-    """Section of the report: the tables, and what an asymptotic interval falls short by."""
-    from benchmarks.machinery.report_parts import tables_section
-
-    del plots
-    note = (
-        "Hoeffding, empirical Bernstein, betting, Anderson and the finite-sample likelihood cover at every n, all others as n "
-        "grows; a star marks coverage that is short of the level by more than two standard errors. naive is held against the "
-        f"behaviour policy's value. {content['compute_seconds'] / 60:.0f} minutes, one case after the other."
-    )
-    return tables_section("Intervals of off-policy estimates", content, note, tables(content))
+def claims(content: dict[str, Any]) -> list[Claim]:
+    """That intervals that should cover at every n do."""
+    cells = [
+        cell
+        for case in content["results"]
+        for method in case["methods"].values()
+        for kind, cell in method.items()
+        if kind in (*BOUNDED, "likelihood, finite_sample")
+    ]
+    least = min(cells, key=lambda cell: cell["coverage"])
+    short = sum(verdict(cell) == "short" for cell in cells)
+    return [
+        Claim(
+            f"bounds that hold at every n cover with at least {LEVEL:.0%}",
+            "not in the paper; what the bounds promise",
+            f"{len(cells) - short} of {len(cells)} cells; least {least['coverage']:.3f} ± {least['standard_error']:.3f}",
+            "fails" if short else "holds",
+        )
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    options = command_line(__doc__, PRESETS, "ope_coverage").parse_args(arguments)
-    output = options.output or Path(f"results/ope_coverage_{options.preset}.json")
-    content = run(options.preset, workers=default_workers(options.workers), cache=options.cache, output=output)
-    for table in tables(content):
-        print_rows(*table)
-    print(f"written: {output}")
+    machinery.main("ope_coverage", PRESETS, run, tables, description=__doc__, cache="ope_coverage", arguments=arguments)
 
 
 if __name__ == "__main__":

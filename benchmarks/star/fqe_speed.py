@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.dapo.speed import matrix_product_rate
-from benchmarks.machinery.jobs import provenance
+from benchmarks.machinery.results import provenance
 from benchmarks.machinery.turns import (
     ROOT,
     Record,

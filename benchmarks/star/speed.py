@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.machinery import turns
-from benchmarks.machinery.jobs import provenance
+from benchmarks.machinery.results import provenance
 from benchmarks.star.speed_worker import CELLS, RESAMPLES, SETS, TOGETHER, WINDOWS
 
 WORKER = Path(__file__).with_name("speed_worker.py")

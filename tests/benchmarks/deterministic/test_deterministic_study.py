@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.deterministic import names
 from benchmarks.deterministic import report as deterministic_report
 from benchmarks.deterministic import study as deterministic_dr
 from benchmarks.deterministic.process import Process, simulate, truth
@@ -47,10 +48,10 @@ def test_slope_of_a_known_rate():
 
 
 def test_expected_slopes():
-    assert deterministic_dr.expected_slope("marginal_doubly_robust", 50, gradient=False) == -4 / 5
-    assert deterministic_dr.expected_slope("marginal_doubly_robust", 50, gradient=True) == -4 / 7
-    assert deterministic_dr.expected_slope("cumulative_doubly_robust", 10, gradient=False) == -4 / 14
-    assert deterministic_dr.expected_slope("cumulative_importance_sampling", 10, gradient=True) == -4 / 16
+    assert names.expected_slope("marginal_doubly_robust", 50, gradient=False) == -4 / 5
+    assert names.expected_slope("marginal_doubly_robust", 50, gradient=True) == -4 / 7
+    assert names.expected_slope("cumulative_doubly_robust", 10, gradient=False) == -4 / 14
+    assert names.expected_slope("cumulative_importance_sampling", 10, gradient=True) == -4 / 16
 
 
 def test_errors():
@@ -65,9 +66,7 @@ def test_tables_of_a_small_case():
         "slopes", (("form", "mixed"), ("horizon", 2), ("repetitions", 4), ("sizes", (20, 40))), 1.0
     )
     result = json.loads(json.dumps(deterministic_dr.run_case(case)))
-    assert set(result["errors"]) == {
-        f"{kind} {name}" for kind in ("value", "gradient") for name in deterministic_dr.MARGINAL
-    }
+    assert set(result["errors"]) == {f"{kind} {name}" for kind in ("value", "gradient") for name in names.MARGINAL}
     (title, header, lines), (other, _, _) = deterministic_report.tables({"results": [result]})
     assert title.startswith("value")
     assert other.startswith("gradient")

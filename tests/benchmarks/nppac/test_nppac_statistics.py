@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.nppac.claims import choose, claims, curve_of, iqm, scores_of, summarise, table_of, verdicts
+from benchmarks.nppac.claims import choose, comparisons, curve_of, iqm, scores_of, summarise, table_of, verdicts
 
 
 def a_run(successes, setting=(), gradient=2.0, seed=0):
@@ -70,14 +70,14 @@ def test_summary_and_claims():
     mean, error = other["area_by_task"]["door"]
     assert mean == pytest.approx(0.125 / 3)
     assert error == pytest.approx(np.std([0, 0.125, 0], ddof=1) / np.sqrt(3))
-    (row,) = claims(content)
+    (row,) = comparisons(content)
     assert row["other"] == "SAC"
     assert row["final"][0] == pytest.approx((1 + 1 + 0.875) / 3 - 0.125 / 3)
     assert row["final_verdict"] == "undecided"  # three seeds are not enough
     many = [[[4, 4, 4]] * 5, [[0, 1, 0]] * 5]
-    assert claims(content_of(*many))[0]["area_verdict"] == "better"
-    assert claims(content_of(*many[::-1]))[0]["area_verdict"] == "worse"
-    (row,) = claims(content_of([[0, 0], [0, 1], [0, 4]], [[0, 0], [0, 4], [0, 1]]))
+    assert comparisons(content_of(*many))[0]["area_verdict"] == "better"
+    assert comparisons(content_of(*many[::-1]))[0]["area_verdict"] == "worse"
+    (row,) = comparisons(content_of([[0, 0], [0, 1], [0, 4]], [[0, 0], [0, 4], [0, 1]]))
     assert row["area_verdict"] == "undecided"
     header, lines = table_of(content)
     assert all(len(line) == len(header) for line in lines)

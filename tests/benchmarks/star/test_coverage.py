@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from benchmarks.star import coverage as ope_coverage
-from benchmarks.star.coverage import Case
+from benchmarks.star.coverage import BOUNDED, Case
+from benchmarks.star.report import coverage_section
+
+BOUNDS = (*BOUNDED, "likelihood, finite_sample")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,10 @@ def test_tables_and_section(result, tmp_path):
     assert header == ["estimator", "interval", "n = 30", "n = 60"]
     assert [line[:2] for line in lines][-1] == ["model", "student_t"]
     assert all("±" in cell for line in lines for cell in line[2:])
-    machine = dict(command="c", date="d", device="x", processor="p", cores=1, python="3", versions={})
-    section = ope_coverage.coverage_section(content | {"provenance": machine}, tmp_path)
-    assert "short of the level" in section
+    assert "short of the level" in coverage_section(content, tmp_path)
+    (claim,) = ope_coverage.claims(content)
+    cells = [cell for method in result["methods"].values() for kind, cell in method.items() if kind in BOUNDS]
+    assert claim.ours.startswith(
+        f"{2 * len(cells)} of {2 * len(cells)} cells; least {min(c['coverage'] for c in cells):.3f}"
+    )
+    assert claim.verdict == "holds"

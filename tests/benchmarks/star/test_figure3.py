@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.star import figures as star_ope
+from benchmarks.star import figure3 as star_ope
 
 
 def row(mse, failed=0):

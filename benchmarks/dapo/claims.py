@@ -1,0 +1,227 @@
+"""Scores, intervals and claims of the MinAtar benchmark; interquartile means and probabilities of improvement are rliable's."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machinery.command import Table
+from benchmarks.machinery.papers import Claim
+from benchmarks.machinery.verdicts import RESAMPLES, bootstrap_interval, verdict
+
+
+def last_fifth(curve: list[float | None]) -> float:
+    """Mean of the last fifth of a curve, gaps left out; 0 if there is nothing."""
+    values = [value for value in curve[-max(1, len(curve) // 5) :] if value is not None]
+    return float(np.mean(values)) if values else 0.0
+
+
+def run_score(run: dict[str, Any]) -> float:
+    """Score of a run: mean training return over its last fifth. Works on full runs and on stored scores."""
+    return run["score"] if "score" in run else last_fifth(run["curves"]["episode_return"])
+
+
+def relative_difference(samples: list[np.ndarray]) -> float:
+    """Mean over games of (mean of the first - mean of the second) / |mean of the second|; samples alternate."""
+    first, second = samples[0::2], samples[1::2]
+    return float(
+        np.mean([(a.mean() - b.mean()) / max(abs(b.mean()), 1e-9) for a, b in zip(first, second, strict=True)])
+    )
+
+
+def score_table(results: list[dict[str, Any]], regime: str) -> dict[str, dict[str, np.ndarray]]:
+    """`{method: {game: scores[seeds]}}` of a regime."""
+    table: dict[str, dict[str, np.ndarray]] = {}
+    for result in results:
+        if result["regime"] == regime:
+            table.setdefault(result["method"], {})[result["game"]] = np.array([run_score(r) for r in result["runs"]])
+    return table
+
+
+def diagnostic(results: list[dict[str, Any]], regime: str, method: str, game: str, curve: str) -> np.ndarray:
+    """Mean over training of a diagnostic, per seed."""
+    for result in results:
+        if (result["regime"], result["method"], result["game"]) == (regime, method, game):
+            return np.array([np.mean([v for v in r["curves"][curve] if v is not None]) for r in result["runs"]])
+    raise KeyError((regime, method, game))
+
+
+def summarise_minatar(content: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of a MinAtar result file: scores, interquartile means, probabilities of improvement, and the map."""
+    final, games = content["final"], content["sizes"]["games"]
+    regimes = list(dict.fromkeys(result["regime"] for result in final))
+    scores = {regime: score_table(final, regime) for regime in regimes}
+    return {
+        "scores": {regime: _scores(final, regime, scores[regime], games) for regime in regimes},
+        "aggregate": {regime: _aggregate(scores[regime], games) for regime in regimes},
+        "map": _map(content["map"]),
+    }
+
+
+def _scores(
+    final: list[dict[str, Any]], regime: str, table: dict[str, dict[str, np.ndarray]], games: list[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        method: {
+            game: {
+                "mean": round(float(by_game[game].mean()), 3),
+                "standard_error": round(float(by_game[game].std(ddof=1) / np.sqrt(len(by_game[game]))), 3),
+                "seeds": len(by_game[game]),
+                "kl": float(f"{diagnostic(final, regime, method, game, 'half_squared_log_ratio').mean():.3g}"),
+            }
+            for game in games
+        }
+        for method, by_game in table.items()
+    }
+
+
+def _aggregate(table: dict[str, dict[str, np.ndarray]], games: list[str]) -> dict[str, Any]:
+    """Interquartile mean of scores, each game scaled by its best method's mean, and probability of improvement on PPO."""
+    warnings.filterwarnings("ignore", message="random_state is deprecated")  # rliable's own call of arch
+    from rliable import library, metrics
+
+    top = {game: max(by_game[game].mean() for by_game in table.values()) for game in games}
+    normalised = {m: np.stack([by_game[g] / max(top[g], 1e-9) for g in games], axis=1) for m, by_game in table.items()}
+    state = np.random.RandomState(0)
+    points, intervals = library.get_interval_estimates(
+        normalised, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=RESAMPLES, random_state=state
+    )
+    against = {method: (scores, normalised["PPO"]) for method, scores in normalised.items() if method != "PPO"}
+    better, better_intervals = library.get_interval_estimates(
+        against, metrics.probability_of_improvement, reps=RESAMPLES, random_state=state
+    )
+    rows = {}
+    for method in table:
+        row = {"iqm": float(points[method][0]), "iqm_interval": [float(x) for x in intervals[method][:, 0]]}
+        if method in better:
+            row["improvement_on_ppo"] = float(np.ravel(better[method])[0])
+            row["improvement_interval"] = [float(x) for x in np.ravel(better_intervals[method])]
+        rows[method] = row
+    return rows
+
+
+def claims(content: dict[str, Any]) -> list[Claim]:
+    """The paper's claims beside ours, each with an interval (bootstrap over seeds) and a verdict."""
+    final, games = content["final"], content["sizes"]["games"]
+    regimes = dict.fromkeys(result["regime"] for result in final)
+    scores = {regime: score_table(final, regime) for regime in regimes}
+    rows: list[Claim] = []
+
+    def add(statement: str, paper: str, interval: tuple[float, float, float], claim: str) -> None:
+        value, low, high = interval
+        rows.append(Claim(statement, paper, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", verdict(low, high, claim)))
+
+    def known(regime: str, *methods: str) -> bool:
+        return all(method in scores.get(regime, {}) for method in methods)
+
+    def compare(statement: str, paper: str, regime: str, methods: tuple[str, str], claim: str = "greater") -> None:
+        if known(regime, *methods):
+            samples = [scores[regime][method][game] for game in games for method in methods]
+            add(f"{statement} (relative return)", paper, bootstrap_interval(relative_difference, samples), claim)
+
+    scarce, rich, pair = "data-scarce", "data-rich", ("PPO+DA", "PPO")
+    compare("data-scarce: PPO+DA beats PPO", "58 Atari games: ahead in 40, median +3 % (Fig. 1, 3)", scarce, pair)
+    compare(
+        "data-scarce: PPO+DA beats PPO, both with a clip of 0.3",
+        "not in the paper (its clip is 0.2)",
+        scarce,
+        ("PPO+DA (clip 0.3)", "PPO"),
+    )
+    compare("data-rich: no difference", "58 Atari games: ahead in 27, median -0.0 % (Fig. 4)", rich, pair, "equal")
+    if known(scarce, *pair) and known(rich, *pair):
+        samples = [scores[regime][method][game] for regime in (scarce, rich) for game in games for method in pair]
+        half = len(samples) // 2
+        interaction = bootstrap_interval(
+            lambda x: relative_difference(x[:half]) - relative_difference(x[half:]), samples
+        )
+        add(
+            "the gain is larger when data are scarce (relative return)",
+            "+3 % against -0.0 % (Fig. 1, 3, 4)",
+            interaction,
+            "greater",
+        )
+    compare("multi-step beats 1-step divergence", "6 of 6 games (Fig. 2)", scarce, ("PPO+DA", "PPO+DA (1-step)"))
+    compare(
+        "1-step divergence beats entropy",
+        "6 of 6 games, Montezuma noisy (Fig. 2)",
+        scarce,
+        ("PPO+DA (1-step)", "PPO+Entropy"),
+    )
+    without_clip = ("DAPO (eq. 13)", "IS (no clip, no divergence)")
+    compare("without a clip, the divergence helps", "eq. 13; no curve in the paper", scarce, without_clip)
+    for first, second in (pair, without_clip):
+        if known(scarce, first, second):
+            samples = [
+                np.log(diagnostic(final, scarce, method, game, "half_squared_log_ratio"))
+                for game in games
+                for method in (first, second)
+            ]
+            interval = bootstrap_interval(
+                lambda x: float(np.mean([a.mean() - b.mean() for a, b in zip(x[0::2], x[1::2], strict=True)])), samples
+            )
+            statement = f"{first} stays nearer to the behaviour policy than {second} (log of the ratio of KLs)"
+            add(statement, "the purpose of the method; no figure", interval, "less")
+    return rows
+
+
+WITHOUT_DIVERGENCE = {"PPO+DA": "PPO", "DAPO (eq. 13)": "IS (no clip, no divergence)"}
+
+
+def _map(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per game, reuse, replay size, learning rate and method: mean score, its standard error, KL, staleness."""
+    rows = []
+    for result in mapped:
+        cells: dict[tuple[float, float], list[dict[str, Any]]] = {}
+        for run in result["runs"]:
+            cells.setdefault((run["reals"]["learning_rate"], run["reals"]["divergence_coefficient"]), []).append(run)
+        for (rate, coefficient), runs in cells.items():
+            scores = np.array([run_score(run) for run in runs])
+            kl, staleness = (
+                float(np.mean([run[name] for run in runs])) for name in ("half_squared_log_ratio", "staleness_mean")
+            )
+            rows.append(
+                {
+                    "game": result["game"],
+                    "method": result["method"] if coefficient else WITHOUT_DIVERGENCE[result["method"]],
+                    "reuse": result["reuse"],
+                    "capacity": result["capacity"],
+                    "learning_rate": rate,
+                    "score": round(float(scores.mean()), 3),
+                    "standard_error": round(float(scores.std(ddof=1) / np.sqrt(len(scores))), 3),
+                    "seeds": len(scores),
+                    "kl": float(f"{kl:.3g}"),
+                    "staleness": round(staleness, 1),
+                }
+            )
+    return rows
+
+
+def tables(content: dict[str, Any]) -> list[Table]:
+    """Title, header and rows: scores by regime, and the paper's claims beside ours."""
+    summary, made = summarise_minatar(content), []
+    for regime, scores in summary["scores"].items():
+        games = list(next(iter(scores.values())))
+        header = ["method", *games, "IQM [95 %]", "P(better than PPO) [95 %]", "KL to behaviour", "tuned setting"]
+        lines = []
+        for method, by_game in scores.items():
+            row = summary["aggregate"][regime][method]
+            improvement = "-"
+            if "improvement_on_ppo" in row:
+                improvement = "{:.2f} [{:.2f}, {:.2f}]".format(row["improvement_on_ppo"], *row["improvement_interval"])
+            chosen = content["chosen"][regime][method]
+            lines.append(
+                [
+                    method,
+                    *(f"{cell['mean']:.2f} ± {cell['standard_error']:.2f}" for cell in by_game.values()),
+                    "{:.2f} [{:.2f}, {:.2f}]".format(row["iqm"], *row["iqm_interval"]),
+                    improvement,
+                    f"{np.mean([cell['kl'] for cell in by_game.values()]):.4f}",
+                    ", ".join(f"{name}={value:g}" for name, value in chosen.items()) or "defaults",
+                ]
+            )
+        made.append((f"{regime}: mean return over the last fifth of training ± standard error", header, lines))
+    rows = [list(claim) for claim in claims(content)]
+    made.append(("the paper's claims beside ours", ["claim", "paper", "ours [95 %]", "verdict"], rows))
+    return made
