@@ -167,6 +167,7 @@ def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, finest: n
     """Tabular direct methods on cells, and what corrects them."""
     from jaxrl_off.estimators.trajectory.values import tabular
     from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+    from jaxrl_off.estimators.trajectory.weights.magic import magic
 
     states, policy = cells_of(trajectories, domain, finest)
     data = trajectories._replace(observations=states, final_observation=None)
@@ -181,11 +182,11 @@ def direct_methods(trajectories: Any, target: np.ndarray, domain: Any, finest: n
     found = {}
     for name, table in tables.items():
         values = tabular.values_on(data, table, policy)
-        found[name] = corrected.direct_method(data, values.v, **discount).value
+        found[name] = corrected.direct_method(data, values.v).value
         for label, method in (
             ("DR", corrected.doubly_robust),
             ("WDR", corrected.weighted_doubly_robust),
-            ("MAGIC", corrected.magic),
+            ("MAGIC", magic),
         ):
             options = discount | ({"resamples": 50} if label == "MAGIC" else {})
             found[f"{label}-{name}"] = method(data, target, values.q, values.v, **options).value

@@ -52,6 +52,7 @@ def methods_of(domain: Domain) -> dict[str, Function]:
     from jaxrl_off.estimators.trajectory.values import tabular, traces
     from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
     from jaxrl_off.estimators.trajectory.weights import importance as weighted
+    from jaxrl_off.estimators.trajectory.weights.magic import magic
 
     options: dict[str, Any] = dict(discount=domain.discount, level=LEVEL)
     exits = dict(horizon_exit=domain.horizon_exit)
@@ -107,8 +108,8 @@ def methods_of(domain: Domain) -> dict[str, Function]:
         ratio = corrected.cross_fitted(functools.partial(marginal_ratio, x), ones)
         return corrected.double_reinforcement_learning(x.data, ratio, values.q, values.v, **options)
 
-    def direct(data: Any, target_log_prob: Any, q: Any, v: Any, **keywords: Any) -> Estimate:
-        return corrected.direct_method(data, v, **keywords)
+    def direct(data: Any, target_log_prob: Any, q: Any, v: Any, *, discount: float, level: float) -> Estimate:
+        return corrected.direct_method(data, v, level=level)
 
     found = {
         "NAIVE": ratios(weighted.naive),
@@ -125,7 +126,7 @@ def methods_of(domain: Domain) -> dict[str, Function]:
             "QReg": fitted(direct, regression),
             "DR": fitted(corrected.doubly_robust, model),
             "WDR": fitted(corrected.weighted_doubly_robust, model),
-            "MAGIC": fitted(corrected.magic, model, resamples=50),
+            "MAGIC": fitted(magic, model, resamples=50),
             "MRDR": fitted(corrected.doubly_robust, least_variance),
             "DRL": marginal,
             "MIS": table(tabular_occupancy.marginalised_is),
@@ -143,7 +144,7 @@ def methods_of(domain: Domain) -> dict[str, Function]:
             "FQE, quadratic by steps": linear(linear_q.linear_q_evaluation, method="backward"),
             "DR, quadratic": fitted(corrected.doubly_robust, quadratic),
             "WDR, quadratic": fitted(corrected.weighted_doubly_robust, quadratic),
-            "MAGIC, quadratic": fitted(corrected.magic, quadratic, resamples=50),
+            "MAGIC, quadratic": fitted(magic, quadratic, resamples=50),
             "MWL, quadratic": linear(linear_occupancy.minimax_weight),
             "DualDICE, quadratic": linear(linear_occupancy.dual_dice),
             "GenDICE, quadratic": linear(linear_occupancy.gen_dice),

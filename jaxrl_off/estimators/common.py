@@ -6,10 +6,13 @@ inside `with jax.enable_x64(True):`; otherwise a ValueError is raised (see `floa
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,33 @@ import jax.numpy as jnp
 from jaxrl_off.types import Array
 
 SIDES = ("two", "lower", "upper")
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """` Did you mean ...?` with the nearest of what is allowed, or nothing if none is near; to be added to an error."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def named_options(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """A function whose error for an unknown option lists all options that it has, and the nearest one."""
+    parameters = inspect.signature(function).parameters
+    known, options = list(parameters), [name for name, x in parameters.items() if x.default is not x.empty]
+
+    @functools.wraps(function)
+    def checked(*arguments: _Parameters.args, **keywords: _Parameters.kwargs) -> _Result:
+        for name in keywords:
+            if name not in known:
+                raise TypeError(
+                    f"{function.__name__} has no option {name!r}.{did_you_mean(name, known)} "
+                    f"Its options are {', '.join(options)}."
+                )
+        return function(*arguments, **keywords)
+
+    return checked
 
 
 def is_concrete(*values: Any) -> bool:

@@ -23,8 +23,10 @@ import numpy as np
 
 from jaxrl_off.estimators.common import (
     check_level,
+    did_you_mean,
     effective_size,
     is_concrete,
+    named_options,
     padded_size,
     standard_error,
     weighted_mean,
@@ -71,27 +73,40 @@ class Settings(NamedTuple):
         return self.level is not None and self.interval in RESAMPLED
 
 
-def settings_of(*, bounded: bool = False, **given: Any) -> Settings:
-    """Checked settings.
+@named_options
+def settings_of(
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+    *,
+    bounded: bool = False,
+) -> Settings:
+    """Checked settings: the fields of `Settings`.
 
     Args:
+        level: of confidence, or None.
+        sides: "two", "lower" or "upper".
+        interval: one of `INTERVALS`.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        floor: effective sample size below which `diagnostics["below_floor"]` is 1.
         bounded: whether the estimator is a mean of terms, whose range may be known.
-        **given: fields of `Settings`.
 
     Raises:
-        ValueError: for values that cannot be meant.
+        ValueError: if a setting is invalid.
     """
-    unknown = [name for name in given if name not in Settings._fields]
-    if unknown:
-        raise ValueError(f"unknown settings {', '.join(unknown)}; there are {', '.join(Settings._fields)}.")
-    settings = Settings(**given)
+    settings = Settings(level, sides, interval, resamples, seed, floor)
     check_level(settings.level, settings.sides)
     if settings.interval not in INTERVALS:
-        raise ValueError(f"interval must be one of {', '.join(INTERVALS)}, got {settings.interval!r}.")
+        hint = did_you_mean(str(settings.interval), INTERVALS)
+        raise ValueError(f"interval must be one of {', '.join(INTERVALS)}, got {settings.interval!r}.{hint}")
     if settings.interval in bounds.BOUNDED and not bounded:
         raise ValueError(
-            f"interval={settings.interval!r} is for means of terms of known range, trajectory_is, pdis and doubly_robust; "
-            f"use {', '.join(ASYMPTOTIC)}."
+            f"interval={settings.interval!r} is for means of terms of known range: trajectory_is, pdis and doubly_robust. "
+            f"Here {', '.join(ASYMPTOTIC)} are allowed."
         )
     if settings.resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {settings.resamples}.")
@@ -123,7 +138,8 @@ def estimate_statistic(
 
     Returns:
         An `Estimate`. Its effective sample size is in trajectories. Diagnostics: those of `weight_diagnostics`, `below_floor`,
-        `finite` (whether the value is a number; otherwise it is NaN, and the interval infinite), and the further ones.
+        `finite` (whether the value is a number; otherwise it is NaN, and the interval infinite), and the further ones. Where
+        `no_overlap` is 1, the interval is what the value can be: `limits.value`, or everything.
     """
     counts = steps.counts
     total = jnp.sum(counts)
@@ -136,12 +152,25 @@ def estimate_statistic(
         lower, upper = _interval(statistic, value, influence, counts, settings, size, limits)
         lower, upper = jnp.where(finite, lower, -jnp.inf), jnp.where(finite, upper, jnp.inf)
     effective = effective_size(counts, scaled_weights(log_weight, counts))
-    found = weight_diagnostics(steps, log_weight) | {
+    found = weight_diagnostics(steps, log_weight)
+    if lower is not None and upper is not None:
+        lower, upper = without_overlap(lower, upper, found["no_overlap"], settings.sides, limits)
+    found |= {
         "below_floor": (effective < settings.floor).astype(counts.dtype),
         "finite": finite.astype(counts.dtype),
     }
     value = jnp.where(finite, value, jnp.nan)
     return Estimate(value, error, lower, upper, effective, found | (diagnostics or {}))
+
+
+def without_overlap(
+    lower: Array, upper: Array, no_overlap: Array, sides: str, limits: bounds.Limits | None = None
+) -> tuple[Array, Array]:
+    """An interval, or where most of what the target does is missing from the log, all that the value can be."""
+    low, high = (-jnp.inf, jnp.inf) if limits is None else limits.value
+    lower = jnp.where((no_overlap > 0) & (sides != "upper"), jnp.minimum(lower, low), lower)
+    upper = jnp.where((no_overlap > 0) & (sides != "lower"), jnp.maximum(upper, high), upper)
+    return lower, upper
 
 
 def _interval(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,8 @@ from jaxrl_off.estimators.common import is_concrete, standard_error, weighted_me
 from jaxrl_off.types import Array, Trajectories
 
 LARGEST_LOG_WEIGHT = 300.0  # leaves room for squares in float64
+FEWEST_FOR_Z = 10  # trajectories from which on a standard error is one
+SURPRISING_Z = 4.0  # standard errors beyond which chance is no explanation
 
 
 class Steps(NamedTuple):
@@ -27,6 +30,8 @@ class Steps(NamedTuple):
         mask: `bool[n, T]`.
         discounts: `float64[T]`, gamma^t.
         estimated: `float64[n]`, 1 where behaviour probabilities are used that were estimated.
+        cut: `float64[n]`, 1 where the last step of the row did not terminate: truncated, or ended by the horizon.
+        horizon_exit: `float64[]`, the estimand: 1 for returns within the horizon, 0 if the process goes on where rows were cut.
     """
 
     counts: Array
@@ -35,9 +40,18 @@ class Steps(NamedTuple):
     mask: Array
     discounts: Array
     estimated: Array
+    cut: Array
+    horizon_exit: Array
 
 
-def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: float = 1.0, counts: Any = None) -> Steps:
+def steps_of(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    horizon_exit: bool = True,
+) -> Steps:
     """Check trajectories and ratios. To be called within `float64`.
 
     Args:
@@ -45,6 +59,7 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
         target_log_prob: `float[n, T]`, log pi_e(a_t|s_t) of the policy to be judged, or None for ratios of 1.
         discount: gamma, in [0, 1].
         counts: `float[n]`, or None for once each.
+        horizon_exit: the estimand: True for returns within the horizon; False if the process goes on where rows were cut.
 
     Raises:
         ValueError: for shapes that do not fit, masks with gaps, NaN, no trajectories, a discount outside [0, 1], missing
@@ -55,8 +70,8 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
         raise ValueError(f"discount must be in [0, 1], one number for all, got {discount}.")
     if target_log_prob is not None and trajectories.behaviour_log_prob is None:
         raise ValueError(
-            "the trajectories have no behaviour_log_prob, so that there are no importance ratios; log them, or estimate them "
-            "from the data with `estimators.trajectory.behaviour.clone_behaviour`, which says so in its result."
+            "the trajectories have no behaviour_log_prob, which importance ratios need. Log it, or estimate it from the data "
+            "with `estimators.trajectory.clone_behaviour`; the diagnostics then say that it was estimated."
         )
     library = np if is_concrete(values) else jnp
     rewards = library.asarray(trajectories.rewards, library.float64)
@@ -86,22 +101,31 @@ def steps_of(trajectories: Trajectories, target_log_prob: Any, *, discount: floa
                 raise ValueError(
                     f"behaviour_estimated has shape {estimated.shape}; there are {len(rewards)} trajectories."
                 )
+    terminated = library.asarray(trajectories.terminated, bool)
+    if terminated.shape != rewards.shape:
+        raise ValueError(
+            f"terminated has shape {terminated.shape}, rewards {rewards.shape}; every step needs one of each."
+        )
+    last = mask & ~library.concatenate([mask[:, 1:], library.zeros_like(mask[:, :1])], axis=1)
+    cut = 1.0 - (last & terminated).any(axis=1)
     discounts = jnp.asarray(discount, jnp.float64) ** jnp.arange(rewards.shape[1])
     checked = (jnp.asarray(x) for x in (counts, columns["rewards"], log_ratio, shown))
-    return Steps(*checked, discounts, jnp.asarray(estimated))
+    rest = (jnp.asarray(x, jnp.float64) for x in (estimated, cut, horizon_exit))
+    return Steps(*checked, discounts, *rest)
 
 
 def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.ndarray) -> None:
     if not np.isfinite(counts).all() or (counts < 0).any() or not (counts > 0).any():
         raise ValueError(
-            "counts must be finite, not negative and not all 0; there is nothing to estimate from otherwise."
+            "counts must be finite and not negative, and at least one must be above 0: there is nothing to estimate from "
+            "otherwise."
         )
     shown = mask & (counts > 0)[:, None]
     gaps = (mask[:, 1:] & ~mask[:, :-1]).any(axis=1) | ~mask[:, 0]
     if (gaps & (counts > 0)).any():
         raise ValueError(
-            f"the mask of trajectory {int(np.argmax(gaps & (counts > 0)))} does not cover its first steps without a gap; the "
-            "steps of a trajectory stand at the beginning of its row, and there is at least one."
+            f"the mask of trajectory {int(np.argmax(gaps & (counts > 0)))} has a gap or misses step 0. Put the steps of each "
+            "trajectory, at least one, at the beginning of its row, without a gap."
         )
     for name, column in columns.items():
         # -inf is a target policy that never acts so
@@ -110,12 +134,10 @@ def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.n
             row, step = np.argwhere(shown & ~fine)[0]
             hint = ""
             if name == "behaviour_log_prob" and column[row, step] == -np.inf:
-                hint = (
-                    " The behaviour policy took an action that it is said never to take: its probabilities are wrong."
-                )
+                hint = " A logged action cannot have probability 0 (log-probability -inf) under the behaviour policy."
             raise ValueError(
-                f"{name} must be finite; step {step} of trajectory {row} has {column[row, step]}, and "
-                f"{int((shown & ~fine).sum())} steps are so.{hint} Mend the data."
+                f"{name} must be finite. Step {step} of trajectory {row} has {column[row, step]}; so do "
+                f"{int((shown & ~fine).sum())} steps in all.{hint} Fix or remove these trajectories."
             )
 
 
@@ -132,12 +154,12 @@ def column_of(name: str, given: Any, steps: Steps) -> Array:
             f"{name} has shape {column.shape}, rewards {steps.rewards.shape}; every step needs one of each."
         )
     if library is np and not np.isfinite(column[np.asarray(steps.mask)]).all():
-        raise ValueError(f"{name} must be finite at all steps that were made.")
+        raise ValueError(f"{name} must be finite at every step inside the mask; padding may hold anything.")
     return jnp.where(steps.mask, column, 0.0)
 
 
 def check_weights(window: int | None, clip: float | None) -> None:
-    """Refuse settings of `log_weights` that cannot be meant.
+    """Refuse invalid settings of `log_weights`.
 
     Raises:
         ValueError: for a negative window or a clip that is not positive.
@@ -192,23 +214,85 @@ def quotient(numerator: Array, denominator: Array) -> Array:
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
 
 
-def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
-    """What the final weights `log_weight [n]` tell.
+def z_score(mean: Array, expected: float, error: Array, total: Array) -> Array:
+    """Standard errors that a mean is away from what it should be.
 
-    `rows` N; `mean_weight` (1 in expectation where nothing was cut) and `mean_weight_z` (standard errors from it);
-    `largest_share` of all weight that one trajectory has; `largest_log_weight`; `mean_length` in steps;
-    `behaviour_estimated`, share of trajectories whose behaviour probabilities were not logged but estimated.
+    NaN for fewer than `FEWEST_FOR_Z` rows, where an error of a few rows says nothing; infinite where the mean is off and the
+    rows do not vary.
+    """
+    apart = mean - expected
+    # rounding of a constant is no distance
+    apart = jnp.where(jnp.abs(apart) <= 1e-12 * (1.0 + jnp.abs(mean)), 0.0, apart)
+    varies = error > 1e-12 * (1.0 + jnp.abs(mean))
+    still = jnp.where(apart == 0, 0.0, jnp.sign(apart) * jnp.inf)
+    score = jnp.where(varies, apart / jnp.where(varies, error, 1.0), still)
+    return jax.lax.stop_gradient(jnp.where(total >= FEWEST_FOR_Z, score, jnp.nan))
+
+
+def ratio_excess(steps: Steps) -> Array:
+    """`sum_t (rho_t - 1)` of each trajectory, `float64[n]`; 0 in expectation if all that the target does is logged."""
+    return jnp.sum(jnp.where(steps.mask, weights_of(steps.log_ratio) - 1.0, 0.0), axis=1)
+
+
+def lacks_overlap(mean_weight: Array, mean_ratio_z: Array) -> Array:
+    """Whether most of what the target does is missing from the log, so that no interval can come from the log alone.
+
+    Ratios of single steps have mean 1 whatever the horizon. Where their mean is significantly below 1 *and* the weights of
+    trajectories have a mean below one half, most of the target's trajectories have no counterpart in the log: the spread of the
+    weights that are there, small as it may be, says nothing of those that are not.
+    """
+    return (mean_weight == 0.0) | ((mean_ratio_z < -SURPRISING_Z) & (mean_weight < 0.5))
+
+
+def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
+    """What the final weights `log_weight [n]` and the rows tell.
+
+    * `rows`: N.
+    * `mean_weight`, 1 in expectation where nothing was clipped, and `mean_weight_z`, standard errors from 1 (see `z_score`).
+    * `mean_ratio`, the mean of `pi_e / pi_b` over steps, 1 in expectation at every horizon, and `mean_ratio_z`.
+    * `no_overlap`: 1 where most of what the target does is missing from the log; see `lacks_overlap`.
+    * `largest_share` of all weight that one trajectory has; `largest_log_weight`.
+    * `mean_length` in steps; `cut_share`, share of trajectories whose last step did not terminate; `horizon_exit`, 1 if the
+      value is that of returns within the horizon, 0 if the process goes on where trajectories were cut.
+    * `behaviour_estimated`, share of trajectories whose behaviour probabilities were not logged but estimated.
     """
     counts = steps.counts
-    weights = weights_of(log_weight)
-    mean, error = weighted_mean(counts, weights), standard_error(counts, weights)
+    weights, excess = weights_of(log_weight), ratio_excess(steps)
     scaled = scaled_weights(log_weight, counts)
+    lengths = jnp.sum(steps.mask, axis=1).astype(counts.dtype)
+    means = [weighted_mean(counts, x) for x in (weights, excess, lengths, steps.estimated, steps.cut)]
+    errors = [standard_error(counts, x) for x in (weights, excess)]
+    share = quotient(jnp.max(jnp.where(counts > 0, scaled, 0.0)), jnp.sum(counts * scaled))
+    largest = jnp.max(jnp.where(counts > 0, log_weight, -jnp.inf))
+    return described_weights(jnp.sum(counts), *means, *errors, share, largest, steps.horizon_exit)
+
+
+def described_weights(
+    total: Array,
+    mean_weight: Array,
+    mean_excess: Array,
+    mean_length: Array,
+    estimated: Array,
+    cut: Array,
+    weight_error: Array,
+    excess_error: Array,
+    share: Array,
+    largest: Array,
+    horizon_exit: Array,
+) -> dict[str, Array]:
+    """The diagnostics of `weight_diagnostics` from means over trajectories and their standard errors."""
+    mean_ratio_z = z_score(mean_excess, 0.0, excess_error, total)
     return {
-        "rows": jnp.sum(counts),
-        "mean_weight": mean,
-        "mean_weight_z": (mean - 1.0) / jnp.where(error > 0, error, 1.0),
-        "largest_share": quotient(jnp.max(jnp.where(counts > 0, scaled, 0.0)), jnp.sum(counts * scaled)),
-        "largest_log_weight": jnp.max(jnp.where(counts > 0, log_weight, -jnp.inf)),
-        "mean_length": weighted_mean(counts, jnp.sum(steps.mask, axis=1).astype(counts.dtype)),
-        "behaviour_estimated": weighted_mean(counts, steps.estimated),
+        "rows": total,
+        "mean_weight": mean_weight,
+        "mean_weight_z": z_score(mean_weight, 1.0, weight_error, total),
+        "mean_ratio": 1.0 + quotient(mean_excess, mean_length),
+        "mean_ratio_z": mean_ratio_z,
+        "no_overlap": lacks_overlap(mean_weight, mean_ratio_z).astype(total.dtype),
+        "largest_share": share,
+        "largest_log_weight": largest,
+        "mean_length": mean_length,
+        "cut_share": cut,
+        "horizon_exit": horizon_exit,
+        "behaviour_estimated": estimated,
     }

@@ -9,6 +9,7 @@ from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions,
 from jaxrl_off.estimators.trajectory.values import linear as linear_q
 from jaxrl_off.estimators.trajectory.values import linear_systems, tabular
 from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
+from jaxrl_off.estimators.trajectory.weights.magic import magic
 from jaxrl_off.types import Trajectories
 
 STATES, ACTIONS, N, HORIZON, DISCOUNT = 3, 2, 40, 5, 0.9
@@ -221,7 +222,7 @@ def test_cross_fitting_predicts_from_the_others(data, target):
     alone = fit(np.where(member == 1, 0.0, 1.0))
     np.testing.assert_allclose(found.q[member == 1], np.asarray(alone.q)[member == 1])
     log_prob = np.log(TARGET)[data.observations, data.actions]
-    for estimator in (corrected.doubly_robust, corrected.weighted_doubly_robust, corrected.magic):
+    for estimator in (corrected.doubly_robust, corrected.weighted_doubly_robust, magic):
         assert np.isfinite(estimator(data, log_prob, found.q, found.v, discount=DISCOUNT).value)
 
 

@@ -1,5 +1,6 @@
 """Importance sampling and doubly robust estimators on trajectories, against golden numbers and loops in NumPy."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from jaxrl_off.estimators import bandit
 from jaxrl_off.estimators.trajectory.statistics import settings_of
 from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.estimators.trajectory.weights import importance as weighted
+from jaxrl_off.estimators.trajectory.weights import magic as magic_module
+from jaxrl_off.estimators.trajectory.weights.magic import magic
 from jaxrl_off.types import Trajectories
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())
 WEIGHTED = (weighted.naive, weighted.trajectory_is, weighted.pdis, weighted.wis, weighted.cwpdis)
-CORRECTED = (corrected.doubly_robust, corrected.weighted_doubly_robust, corrected.magic)
+CORRECTED = (corrected.doubly_robust, corrected.weighted_doubly_robust, magic)
 
 
 def golden():
@@ -79,7 +82,7 @@ def test_golden_numbers():
     data, log_ratio, q, v = golden()
     found = {f.__name__: f(data, log_ratio, discount=0.9) for f in WEIGHTED}
     found |= {f.__name__: f(data, log_ratio, q, v, discount=0.9) for f in CORRECTED}
-    found["direct_method"] = corrected.direct_method(data, v, discount=0.9)
+    found["direct_method"] = corrected.direct_method(data, v)
     names = dict(NAIVE="naive", IS="trajectory_is", PDIS="pdis", WIS="wis", CWPDIS="cwpdis", DM="direct_method")
     names |= dict(DR="doubly_robust", WDR="weighted_doubly_robust")
     for golden_name, name in names.items():
@@ -103,7 +106,7 @@ def test_estimates_are_those_of_a_loop(window, clip):
         assert float(f(data, log_ratio, q, v, **options).value) == pytest.approx(expected[f.__name__], rel=1e-12)
     rest = dict(discount=0.8, counts=counts)
     assert float(weighted.naive(data, **rest).value) == pytest.approx(expected["naive"])
-    assert float(corrected.direct_method(data, v, **rest).value) == pytest.approx(expected["direct_method"])
+    assert float(corrected.direct_method(data, v, counts=counts).value) == pytest.approx(expected["direct_method"])
 
 
 def test_corrections_of_nothing_and_on_policy():
@@ -208,12 +211,20 @@ def test_what_weights_tell():
     total, kept, lengths = counts.sum(), counts > 0, data.mask.sum(axis=1)
     mean, whole = counts @ weights / total, counts @ weights
     error = np.sqrt(counts @ (weights - mean) ** 2 / (total * (total - 1)))
+    excess = np.sum(np.where(data.mask, np.exp(log_ratio) - 1.0, 0.0), axis=1)
+    excess_mean = counts @ excess / total
+    excess_error = np.sqrt(counts @ (excess - excess_mean) ** 2 / (total * (total - 1)))
     expected = {
         "rows": total,
         "mean_weight": mean,
         "mean_weight_z": (mean - 1) / error,
         "largest_share": weights[kept].max() / whole,
         "largest_log_weight": np.log(weights[kept].max()),
+        "mean_ratio": 1.0 + excess_mean / (counts @ lengths / total),
+        "mean_ratio_z": excess_mean / excess_error,
+        "no_overlap": 0.0,
+        "cut_share": 0.0,
+        "horizon_exit": 1.0,
         "mean_length": counts @ lengths / total,
         "behaviour_estimated": counts @ estimated / total,
         "finite": 1.0,
@@ -242,17 +253,17 @@ def test_weights_that_are_all_zero():
 def test_magic_mixes_from_the_direct_method_to_the_corrected_one():
     data, log_ratio, q, v = simulated(n=200)
     ends = [float(corrected.direct_method(data, v).value), float(CORRECTED[1](data, log_ratio, q, v).value)]
-    found = corrected.magic(data, log_ratio, q, v, lengths=2)
+    found = magic(data, log_ratio, q, v, lengths=2)
     share = float(found.diagnostics["direct_share"])
     assert share + float(found.diagnostics["corrected_share"]) == pytest.approx(1.0)
     assert float(found.value) == pytest.approx(share * ends[0] + (1 - share) * ends[1])
     # a constant v far off is trusted little, though it does not vary; one at the truth is all that is taken
-    far = corrected.magic(data, log_ratio, q, np.full_like(v, 90.0), lengths=2)
+    far = magic(data, log_ratio, q, np.full_like(v, 90.0), lengths=2)
     assert float(far.diagnostics["direct_share"]) < 0.01
     rewards = np.where(data.mask, data.rewards, 0.0)
     truth = float(CORRECTED[1](data, log_ratio, 0 * q, 0 * v).value)
     first = np.where(np.arange(6) == 0, truth, 0.0) + 0 * rewards
-    near = corrected.magic(data, log_ratio, first, first, lengths=2)
+    near = magic(data, log_ratio, first, first, lengths=2)
     assert float(near.diagnostics["direct_share"]) > 0.99
 
 
@@ -266,7 +277,7 @@ def test_magics_interval_is_that_of_the_corrected_end_and_holds_the_value(interv
     outside = float(ends.value) + np.array([0.0, -40.0, 40.0])
     for constant in outside:
         first = np.where(np.arange(6) == 0, constant, 0.0) + 0 * q
-        found = corrected.magic(data, log_ratio, first, first, lengths=2, **options)
+        found = magic(data, log_ratio, first, first, lengths=2, **options)
         wide = corrected.weighted_doubly_robust(data, log_ratio, first, first, **options)
         share = float(found.diagnostics["direct_share"])
         value = share * constant + (1 - share) * float(wide.value)
@@ -281,9 +292,9 @@ def test_magics_interval_holds_a_value_outside_the_corrected_one(monkeypatch):
     wide = corrected.weighted_doubly_robust(data, log_ratio, q, v, level=0.9)
     first = float(corrected.direct_method(data, v).value)
     assert not float(wide.lower) < first < float(wide.upper)
-    monkeypatch.setattr(corrected, "_mixture", lambda *arguments: jnp.array([1.0, 0.0]))
+    monkeypatch.setattr(magic_module, "_mixture", lambda *arguments: jnp.array([1.0, 0.0]))
     jax.clear_caches()
-    found = corrected.magic(data, log_ratio, q, v, lengths=2, level=0.9)
+    found = magic(data, log_ratio, q, v, lengths=2, level=0.9)
     jax.clear_caches()
     ends = np.sort([float(wide.lower), float(wide.upper), first])[[0, 2]]
     assert float(found.value) == pytest.approx(first)
@@ -331,7 +342,7 @@ def test_magic_is_the_written_out_programme():
     best = minimize(
         lambda x: 1e3 * x @ matrix @ x, ones[: len(g)] / len(g), bounds=bounds, constraints=constraint, tol=1e-14
     )
-    found = corrected.magic(data, log_ratio, q, v, discount=0.9)
+    found = magic(data, log_ratio, q, v, discount=0.9)
     assert float(found.value) == pytest.approx(best.x @ g, rel=1e-3)
 
 
@@ -382,7 +393,7 @@ def test_transformations():
 
     def both(data, log_ratio, q, v):
         settings = dict(discount=0.9, level=0.95)
-        return weighted.cwpdis(data, log_ratio, **settings), corrected.magic(data, log_ratio, q, v, **settings)
+        return weighted.cwpdis(data, log_ratio, **settings), magic(data, log_ratio, q, v, **settings)
 
     with jax.enable_x64(True):
         together = jax.jit(jax.vmap(both))(*jax.tree.map(jnp.asarray, (data, log_ratio, q, v)))
@@ -444,19 +455,18 @@ def test_coverage_of_a_long_log():
     [
         (dict(behaviour_log_prob=None), {}, "clone_behaviour"),
         (dict(rewards=np.ones((2, 3))), {}, "both be"),
-        (dict(mask=np.array([[True, False, True]] * 4)), {}, "without a gap"),
-        (dict(mask=np.zeros((4, 3), bool)), {}, "without a gap"),
-        (dict(rewards=np.full((4, 3), np.nan)), {}, "step 0 of trajectory 0"),
-        (dict(behaviour_log_prob=np.full((4, 3), -np.inf)), {}, "never to take"),
+        (dict(mask=np.array([[True, False, True]] * 4)), {}, "without a gap|has a gap"),
+        (dict(mask=np.zeros((4, 3), bool)), {}, "without a gap|has a gap"),
+        (dict(rewards=np.full((4, 3), np.nan)), {}, "[Ss]tep 0 of trajectory 0"),
+        (dict(behaviour_log_prob=np.full((4, 3), -np.inf)), {}, "cannot have probability 0"),
         ({}, dict(discount=1.5), "discount must be in"),
-        ({}, dict(counts=np.zeros(4)), "not all 0"),
+        ({}, dict(counts=np.zeros(4)), "at least one must be above 0"),
         ({}, dict(counts=np.ones(3)), "there are 4"),
         ({}, dict(level=95.0), "level must be between"),
         ({}, dict(interval="gaussian"), "interval must be one of"),
         ({}, dict(window=-1), "window must be"),
         ({}, dict(clip=0.0), "clip must be positive"),
         ({}, dict(resamples=0), "resamples"),
-        ({}, dict(size=3), "unknown settings size"),
         ({}, dict(floor=-1.0), "floor must be"),
         ({}, dict(discount=np.full(3, 0.9)), "one number for all"),
         ({}, dict(counts=np.full(4, 0.5), level=0.9, interval="bootstrap"), "whole numbers for them; row 0 has 0.5"),
@@ -477,9 +487,59 @@ def test_columns_that_do_not_fit():
     with pytest.raises(ValueError, match="must be finite"):
         corrected.doubly_robust(data, log_ratio, np.nan * q, v)
     with pytest.raises(ValueError, match="lengths"):
-        corrected.magic(data, log_ratio, q, v, lengths=1)
+        magic(data, log_ratio, q, v, lengths=1)
     with pytest.raises(ValueError, match="whole numbers"):
-        corrected.magic(data, log_ratio, q, v, counts=np.full(40, 0.5))
+        magic(data, log_ratio, q, v, counts=np.full(40, 0.5))
     with pytest.raises(ValueError, match="target_log_prob has shape"):
         weighted.wis(data, log_ratio[:, :2])
     assert settings_of().interval == "student_t"
+
+
+def test_unknown_options_are_refused_with_all_that_there_are():
+    data, log_ratio, q, v = simulated()
+    with pytest.raises(
+        TypeError, match="pdis has no option 'size'. Did you mean 'sides'.* are discount, counts, window, clip, .*floor"
+    ):
+        weighted.pdis(data, log_ratio, size=3)
+    with pytest.raises(TypeError, match="pdis has no option 'gamma'.*discount"):
+        weighted.pdis(data, log_ratio, gamma=0.9)
+    for f, columns, option in (
+        (weighted.naive, (), "window"),
+        (corrected.direct_method, (v,), "discount"),
+        (corrected.double_reinforcement_learning, (q, q, v), "clip"),
+    ):
+        with pytest.raises(TypeError, match=f"has no option '{option}'"):
+            f(data, *columns, **{option: 1})
+    for f in (*WEIGHTED, *CORRECTED, corrected.direct_method, corrected.double_reinforcement_learning):
+        parameters = inspect.signature(f).parameters.values()
+        assert not any(x.kind == x.VAR_KEYWORD for x in parameters)
+
+
+def test_no_overlap_is_no_certainty():
+    """The behaviour policy always did what the target does one time in 500: nothing is known of the target."""
+    n, horizon = 60, 5
+    mask = np.ones((n, horizon), bool)
+    rewards = np.random.default_rng(0).normal(1.0, 0.1, mask.shape)
+    data = Trajectories(None, None, rewards, np.zeros(mask.shape), mask, ~mask, ~mask, None)
+    rare, never = np.full(mask.shape, np.log(1 / 500)), np.full(mask.shape, -np.inf)
+    q = np.ones(mask.shape)
+    for log_prob, ratio in ((rare, 1 / 500), (never, 0.0)):
+        for f in (*WEIGHTED[1:], *CORRECTED):
+            columns = (q, q) if f in CORRECTED else ()
+            found = f(data, log_prob, *columns, level=0.95, resamples=20)
+            assert (float(found.lower), float(found.upper)) == (-np.inf, np.inf), f.__name__
+            told = {name: float(x) for name, x in found.diagnostics.items()}
+            assert (told["mean_weight_z"], told["mean_ratio_z"], told["no_overlap"]) == (-np.inf, -np.inf, 1.0)
+            assert told["mean_ratio"] == pytest.approx(ratio)
+        # what is known of rewards is what is known of the value
+        ranged = dict(level=0.95, reward_range=(0.0, 2.0), weight_max=np.inf, sides="lower", interval="anderson")
+        assert float(weighted.pdis(data, log_prob, **ranged).lower) == 0.0
+        one = weighted.trajectory_is(data, log_prob, level=0.95, return_range=(-1.0, 12.0))
+        assert (float(one.lower), float(one.upper)) == (-1.0, 12.0)
+    # weights that vary, and have mean 1: nothing is missing
+    log_prob = np.where(np.random.default_rng(1).random(mask.shape) < 0.5, np.log(1.4), np.log(0.6))
+    found = weighted.wis(data, log_prob, level=0.95)
+    assert float(found.diagnostics["no_overlap"]) == 0.0
+    assert np.isfinite(float(found.lower))
+    few = jax.tree.map(lambda x: x[:2], (data, log_prob))
+    assert np.isnan(float(weighted.wis(*few).diagnostics["mean_weight_z"]))  # two rows have no error to speak of

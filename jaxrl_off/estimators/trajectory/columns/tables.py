@@ -72,7 +72,7 @@ def tabular_steps_of(
             are missing, no integers, or not in the policy's table; and rows that go on after a step that ended them.
     """
     policy = policy_of("target_policy", target_policy)
-    steps = steps_of(trajectories, None, discount=discount, counts=counts)
+    steps = steps_of(trajectories, None, discount=discount, counts=counts, horizon_exit=horizon_exit)
     concrete = is_concrete(trajectories, counts, steps)
     library = np if concrete else jnp
     mask = library.asarray(steps.mask)
@@ -125,7 +125,8 @@ def with_ratios(
     if target_log_prob is None:
         target_log_prob = _log_prob(columns.policy, columns)
     settings = dict(discount=columns.discount, counts=columns.steps.counts)
-    return columns._replace(steps=steps_of(trajectories, target_log_prob, **settings))
+    steps = steps_of(trajectories, target_log_prob, **settings)
+    return columns._replace(steps=steps._replace(horizon_exit=columns.steps.horizon_exit))
 
 
 def _log_prob(policy: Array, columns: TabularSteps) -> Array:

@@ -132,7 +132,7 @@ def transitions_of(
         ValueError: for what `steps.steps_of` refuses; observations and actions that are missing, not finite or do not fit
             the candidates; rows that go on after a step that ended them; and data that leave no step to learn from.
     """
-    steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
+    steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts, horizon_exit=horizon_exit)
     concrete = is_concrete(trajectories, counts, steps)
     library = np if concrete else jnp
     mask, counted = library.asarray(trajectories.mask, bool), library.asarray(steps.mask)
@@ -206,7 +206,8 @@ def with_ratios(
             raise ValueError("ratios of continuous actions need target_log_prob, log pi_e(a_t|s_t) [n, T].")
         chosen = taken_probability(transitions)
         target_log_prob = jnp.where(chosen > 0, jnp.log(jnp.where(chosen > 0, chosen, 1.0)), -jnp.inf)
-    return steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
+    steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
+    return steps._replace(horizon_exit=transitions.steps.horizon_exit)
 
 
 def taken_probability(transitions: Transitions) -> Array:

@@ -156,7 +156,7 @@ def model_based(
         values, outside = _played(model, config, policy, play_key, (first, remaining, None), discount, rollouts, length)
         members = jnp.sum(model.weights * values, axis=1) / jnp.sum(model.weights, axis=1)
         v = jnp.broadcast_to(jnp.mean(values, axis=0)[:, None], given.mask.shape)
-    found = corrected.direct_method(trajectories, v, discount=discount, counts=counts, **settings)
+    found = corrected.direct_method(trajectories, v, counts=counts, **settings)
     with float64(trajectories, counts):
         told = {"member_deviation": jnp.std(members, ddof=1), "outside": outside, "loss": jnp.mean(model.losses)}
         told = {name: x.astype(jnp.float64) for name, x in told.items()}

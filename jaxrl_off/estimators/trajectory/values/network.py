@@ -222,7 +222,7 @@ def fitted_q_evaluation(
     flat = jax.tree.map(lambda x: x if policies else x[None], (fit.values.v, fit.member_values, fit.losses))
     estimates = []
     for v, members, losses in zip(*flat, strict=True):
-        found = corrected.direct_method(trajectories, v, **shared, **settings)
+        found = corrected.direct_method(trajectories, v, counts=counts, horizon_exit=horizon_exit, **settings)
         with float64(trajectories, target, counts):
             estimates.append(_with_members(found, members, losses, config, checked))
     if not policies:

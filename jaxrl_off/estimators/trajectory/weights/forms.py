@@ -1,7 +1,7 @@
 """Estimators on trajectories that are smooth functions of means over trajectories: `V = f(E[x])`, x a few columns of each.
 
-Symbols as in `weighted` and `corrected`, T the horizon. A column may hold a weight times e^-m, m the largest logarithm of such
-weights: long horizons neither overflow nor vanish then, and f is a function of quotients, in which m cancels.
+Symbols as in `importance` and `doubly_robust`, T the horizon. A column may hold a weight times e^-m, m the largest logarithm of
+such weights: long horizons neither overflow nor vanish then, and f is a function of quotients, in which m cancels.
 
 | form | columns x | f |
 |---|---|---|
@@ -10,10 +10,10 @@ weights: long horizons neither overflow nor vanish then, and f is a function of 
 | `WEIGHTED_MEAN_RETURN` | `w_T G, w_T` | their quotient |
 | `WEIGHTED_MEAN_REWARDS` | `w_t r_t, w_t` for each t | `sum_t gamma^t` of their quotients |
 | `FIRST_VALUE` | `v_0` | the mean itself |
-| `CORRECTED` | `sum_t gamma^t [w_t (r_t - q_t) + w_{t-1} v_t]` | the mean itself |
+| `CORRECTED` | `sum_t gamma^t [w_t (r_t - q_t) + w_{t-1} v_t]`, `v_0` | the first mean |
 | `WEIGHTED_CORRECTED` | `w_t (r_t - q_t), w_{t-1} v_t, w_t` for each t | `sum_t gamma^t` of quotients |
 
-`weighted` and `corrected` compute them from data in memory, `streaming` from pieces of data that are not.
+`importance` and `doubly_robust` compute them from data in memory, `streaming` from one chunk of data after the other.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ class Form(NamedTuple):
         scale: `(steps, log_weight [n, T]) -> [d]`, m of each column; 0 where weights stay as they are.
         columns: `(steps, log_weight, scale [d], q [n, T], v [n, T]) -> x [n, d]`; q and v are looked at by what corrects.
         value: `(mean of x [d], discounts [T]) -> []`, f.
+        correction: `(mean of x [d], discounts [T]) -> []`, by how much the data change `mean_i v_0`; None for what has no v.
     """
 
     scale: Callable[[Steps, Array], Array]
     columns: Callable[..., Array]
     value: Callable[[Array, Array], Array]
+    correction: Callable[[Array, Array], Array] | None = None
 
 
 def means_of(
@@ -64,6 +66,13 @@ def statistic_of(form: Form, steps: Steps, log_weight: Array, *arguments: Array,
     """`counts [n] -> V []`, for `statistics.estimate_statistic`; arguments as of `means_of`."""
     means = means_of(form, steps, log_weight, *arguments, **options)
     return lambda counts: form.value(means(counts), steps.discounts)
+
+
+def correction_of(form: Form, steps: Steps, log_weight: Array, q: Array, v: Array) -> Statistic:
+    """`counts [n] -> []`, by how much the data change `mean_i v_0`; of forms that correct."""
+    means, correction = means_of(form, steps, log_weight, q, v), form.correction
+    assert correction is not None
+    return lambda counts: correction(means(counts), steps.discounts)
 
 
 def finite(scale: Array) -> Array:
@@ -94,6 +103,10 @@ def _scaled(steps: Steps, log_weight: Array, scale: Array) -> Array:
 
 def _no_scale(steps: Steps, log_weight: Array) -> Array:
     return jnp.zeros(1)
+
+
+def _no_scales(steps: Steps, log_weight: Array) -> Array:
+    return jnp.zeros(2)
 
 
 def _returns(steps: Steps) -> Array:
@@ -145,7 +158,11 @@ def _first_value(steps: Steps, log_weight: Array, scale: Array, q: Array, v: Arr
 def _corrected(steps: Steps, log_weight: Array, scale: Array, q: Array, v: Array) -> Array:
     weights = weights_of(log_weight)
     terms = weights * (steps.rewards - q) + before(weights, 1.0) * v
-    return jnp.sum(steps.discounts * terms, axis=1, keepdims=True)
+    return jnp.stack([jnp.sum(steps.discounts * terms, axis=1), v[:, 0]], axis=1)
+
+
+def _correction(mean: Array, discounts: Array) -> Array:
+    return mean[0] - mean[1]
 
 
 def _each_and_before(steps: Steps, log_weight: Array) -> Array:
@@ -162,10 +179,15 @@ def _corrected_value(mean: Array, discounts: Array) -> Array:
     return jnp.sum(corrected_parts(mean, discounts)[0])
 
 
+def _weighted_correction(mean: Array, discounts: Array) -> Array:
+    corrected, following = corrected_parts(mean, discounts)
+    return jnp.sum(corrected) - following[0]
+
+
 MEAN_RETURN = Form(_no_scale, _weighted_return, _mean)
 MEAN_WEIGHTED_REWARD = Form(_no_scale, _weighted_rewards, _mean)
 WEIGHTED_MEAN_RETURN = Form(_last_twice, _return_and_weight, _quotient)
 WEIGHTED_MEAN_REWARDS = Form(_each_twice, _rewards_and_weights, _quotients)
 FIRST_VALUE = Form(_no_scale, _first_value, _mean)
-CORRECTED = Form(_no_scale, _corrected, _mean)
-WEIGHTED_CORRECTED = Form(_each_and_before, _corrected_parts, _corrected_value)
+CORRECTED = Form(_no_scales, _corrected, _mean, _correction)
+WEIGHTED_CORRECTED = Form(_each_and_before, _corrected_parts, _corrected_value, _weighted_correction)

@@ -12,8 +12,8 @@ stays what it was; `G = sum_t gamma^t r_t`; sums over i are over trajectories.
 | `cwpdis` | `sum_t gamma^t sum_i w_t r_t / sum_i w_t` (Thomas 2015; also called WPDIS) |
 | `empirical_likelihood` | `E_Q[w_T G]` under the likeliest law with `E_Q[w_T] = 1`, `estimators.bandit` |
 
-All take trajectories and log-probabilities of the target policy, and the same keywords; see `pdis`. With `window` or `clip`
-what is estimated is no longer the target's value, but has less variance.
+All estimate returns within the horizon: what would follow where a trajectory was cut is not counted (the diagnostic
+`cut_share` says how many were). For a process that goes on, see `doubly_robust` with `horizon_exit=False`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_off.estimators.bandit import empirical_likelihood as bandit_empirical_likelihood
-from jaxrl_off.estimators.common import float64, weighted_mean
+from jaxrl_off.estimators.common import float64, named_options, weighted_mean
 from jaxrl_off.estimators.trajectory import bounds
 from jaxrl_off.estimators.trajectory.bounds import Known, Limits
 from jaxrl_off.estimators.trajectory.statistics import (
@@ -36,80 +36,154 @@ from jaxrl_off.estimators.trajectory.statistics import (
     settings_of,
 )
 from jaxrl_off.estimators.trajectory.steps import Steps, check_weights, log_weights, steps_of, weights_of
-from jaxrl_off.estimators.trajectory.weights import forms as means
+from jaxrl_off.estimators.trajectory.weights import forms
 from jaxrl_off.types import Estimate, Trajectories
 
 
-def naive(trajectories: Trajectories, target_log_prob: Any = None, **keywords: Any) -> Estimate:
+@named_options
+def naive(
+    trajectories: Trajectories,
+    target_log_prob: Any = None,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """The behaviour policy's own value, `mean_i G`: what every estimate should be held against.
 
     Args:
-        trajectories: n of them.
-        target_log_prob: ignored, so that all estimators can be called alike.
-        **keywords: as in `pdis`, but for `window` and `clip`.
-    """
-    del target_log_prob
-    return _estimate(means.MEAN_RETURN, trajectories, None, **keywords)
-
-
-def trajectory_is(
-    trajectories: Trajectories,
-    target_log_prob: Any,
-    *,
-    return_range: Sequence[float] | None = None,
-    weight_max: Any = None,
-    truncation: float | None = None,
-    **keywords: Any,
-) -> Estimate:
-    """Ordinary importance sampling of whole returns, `mean_i w_T G`; unbiased, of a variance that grows fast with the horizon.
-
-    Args:
-        trajectories: as in `pdis`.
-        target_log_prob: as there.
-        return_range: (low, high) that discounted returns can have; high may be infinite. For intervals of `bounds`.
-        weight_max: the largest w_T that is possible, or those of all w_t, `[T]`; for the same.
-        truncation: c, for the mean of `min(w_T G, c)`, which is below the value; see `bounds`.
-        **keywords: as in `pdis`.
-
-    Returns:
-        An `Estimate`.
-
-    Raises:
-        ValueError: as `pdis`.
-    """
-    known = Known("return_range", return_range, weight_max, truncation)
-    return _estimate(means.MEAN_RETURN, trajectories, target_log_prob, known, **keywords)
-
-
-def pdis(
-    trajectories: Trajectories,
-    target_log_prob: Any,
-    *,
-    reward_range: Sequence[float] | None = None,
-    weight_max: Any = None,
-    truncation: float | None = None,
-    **keywords: Any,
-) -> Estimate:
-    """Per-decision importance sampling, `mean_i sum_t gamma^t w_t r_t`; unbiased.
-
-    Args:
-        trajectories: n of them, with behaviour log-probabilities.
-        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is not looked at.
-        reward_range: (low, high) that a reward can have; high may be infinite. For intervals of `bounds`, which also take T for
-            the longest that a trajectory can get: pad to it.
-        weight_max: the largest that a w_t can be, `[]` or `[T]`; for the same.
-        truncation: c, for the mean of `min(sum_t gamma^t w_t r_t, c)`, which is below the value; see `bounds`.
-        **keywords: `discount` (1.0), gamma in [0, 1]; `counts`, `float[n]`, how often each trajectory counts, 0 for padding;
-            `window`, product of that many most recent ratios alone, 0 for none, None for all; `clip`, largest ratio of a step;
-            `level` (None), `sides` ("two", "lower", "upper"), `interval` ("student_t", "normal", "bootstrap", "bca", and
-            for means of terms of known range those of `bounds`), `resamples` (1000), `seed` (0); `floor` (10), effective
-            trajectories below which `below_floor` is set. With window or clip, intervals are for the mean that they leave.
+        trajectories: n of them; behaviour log-probabilities are not needed.
+        target_log_prob: ignored, so that all estimators of this module can be called alike.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate` in float64; diagnostics as in `statistics.estimate_statistic`.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: if the data or settings are invalid.
+    """
+    del target_log_prob
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(forms.MEAN_RETURN, trajectories, None, discount, counts, settings)
+
+
+@named_options
+def trajectory_is(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    window: int | None = None,
+    clip: float | None = None,
+    return_range: Sequence[float] | None = None,
+    weight_max: Any = None,
+    truncation: float | None = None,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
+    """Ordinary importance sampling of whole returns, `mean_i w_T G`; unbiased, of a variance that grows fast with the horizon.
+
+    Args:
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is ignored.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        window: weights are products of that many most recent ratios: 0 for weights of 1, None for all ratios.
+        clip: largest ratio of a step; None for no bound. With window or clip the value and its interval are those of the mean
+            that they leave, which is no longer the target's value but has less variance.
+        return_range: (low, high) that discounted returns can have; high may be infinite. For intervals of `bounds`.
+        weight_max: the largest w_T that is possible, or those of all w_t, `[T]`; for the same.
+        truncation: c, for the mean of `min(w_T G, c)`, which is below the value; see `bounds`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap", "bca", or with a known range one of `bounds`.
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns:
+        An `Estimate` in float64; diagnostics as in `statistics.estimate_statistic`.
+
+    Raises:
+        ValueError: if the data or settings are invalid.
+    """
+    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
+    known = Known("return_range", return_range, weight_max, truncation)
+    return _estimate(
+        forms.MEAN_RETURN,
+        trajectories,
+        target_log_prob,
+        discount,
+        counts,
+        settings,
+        window=window,
+        clip=clip,
+        known=known,
+    )
+
+
+@named_options
+def pdis(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    window: int | None = None,
+    clip: float | None = None,
+    reward_range: Sequence[float] | None = None,
+    weight_max: Any = None,
+    truncation: float | None = None,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
+    """Per-decision importance sampling, `mean_i sum_t gamma^t w_t r_t`; unbiased.
+
+    Args:
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is ignored.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        window: weights are products of that many most recent ratios: 0 for weights of 1, None for all ratios.
+        clip: largest ratio of a step; None for no bound. With window or clip the value and its interval are those of the mean
+            that they leave, which is no longer the target's value but has less variance.
+        reward_range: (low, high) that a reward can have; high may be infinite. For intervals of `bounds`, which also take T for
+            the longest that a trajectory can get: pad to it.
+        weight_max: the largest that a w_t can be, `[]` or `[T]`; for the same.
+        truncation: c, for the mean of `min(sum_t gamma^t w_t r_t, c)`, which is below the value; see `bounds`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap", "bca", or with a known range one of `bounds`.
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns:
+        An `Estimate` in float64; diagnostics as in `statistics.estimate_statistic`.
+
+    Raises:
+        ValueError: if the data or settings are invalid.
 
     Example:
         >>> import numpy as np
@@ -119,29 +193,106 @@ def pdis(
         >>> float(pdis(data, np.log([[0.8, 0.25]]), discount=0.5).value)
         2.0
     """
+    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
     known = Known("reward_range", reward_range, weight_max, truncation)
-    return _estimate(means.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, known, **keywords)
+    weights = dict(window=window, clip=clip, known=known)
+    return _estimate(forms.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, discount, counts, settings, **weights)
 
 
-def wis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Estimate:
+@named_options
+def wis(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    window: int | None = None,
+    clip: float | None = None,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """Weighted importance sampling, `sum_i w_T G / sum_i w_T`; consistent, within the range of the returns.
 
-    Args, Returns and Raises: as `pdis`. NaN if all weights are 0.
+    Args:
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is ignored.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        window: weights are products of that many most recent ratios: 0 for weights of 1, None for all ratios.
+        clip: largest ratio of a step; None for no bound. With window or clip the value and its interval are those of the mean
+            that they leave, which is no longer the target's value but has less variance.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns:
+        An `Estimate` in float64; diagnostics as in `statistics.estimate_statistic`. NaN if all weights are 0.
+
+    Raises:
+        ValueError: if the data or settings are invalid.
     """
-    return _estimate(means.WEIGHTED_MEAN_RETURN, trajectories, target_log_prob, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(
+        forms.WEIGHTED_MEAN_RETURN, trajectories, target_log_prob, discount, counts, settings, window=window, clip=clip
+    )
 
 
-def cwpdis(trajectories: Trajectories, target_log_prob: Any, **keywords: Any) -> Estimate:
+@named_options
+def cwpdis(
+    trajectories: Trajectories,
+    target_log_prob: Any,
+    *,
+    discount: float = 1.0,
+    counts: Any = None,
+    window: int | None = None,
+    clip: float | None = None,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """Consistent weighted per-decision importance sampling, `sum_t gamma^t sum_i w_t r_t / sum_i w_t`.
 
     Ended trajectories stay in the denominators with the weight that they had, as after an absorbing step without reward. A
     step at which all weights are 0 adds nothing.
 
-    Args, Returns and Raises: as `pdis`.
+    Args:
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is ignored.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        window: weights are products of that many most recent ratios: 0 for weights of 1, None for all ratios.
+        clip: largest ratio of a step; None for no bound. With window or clip the value and its interval are those of the mean
+            that they leave, which is no longer the target's value but has less variance.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns:
+        An `Estimate` in float64; diagnostics as in `statistics.estimate_statistic`.
+
+    Raises:
+        ValueError: if the data or settings are invalid.
     """
-    return _estimate(means.WEIGHTED_MEAN_REWARDS, trajectories, target_log_prob, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(
+        forms.WEIGHTED_MEAN_REWARDS, trajectories, target_log_prob, discount, counts, settings, window=window, clip=clip
+    )
 
 
+@named_options
 def empirical_likelihood(
     trajectories: Trajectories,
     target_log_prob: Any,
@@ -161,22 +312,22 @@ def empirical_likelihood(
     the known mean of the weights, and its interval is asymptotic: where few trajectories carry the weight, see `calibration`.
 
     Args:
-        trajectories: as in `pdis`.
-        target_log_prob: as there.
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so. Padding is ignored.
         return_range: (low, high) that discounted returns can have.
         weight_max: the largest w_T that is possible; may be infinite.
-        discount: gamma.
-        counts: `float[n]` or None.
-        level: of confidence, or None.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        level: confidence level, such as 0.95; None for no interval.
         sides: "two", "lower" or "upper".
         calibration: "f", "chi2" or "finite_sample".
-        floor: as in `pdis`.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`; diagnostics as in `estimators.bandit`, and `behaviour_estimated` and `below_floor`.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: if the data or settings are invalid.
     """
     checked = settings_of(level=level, sides=sides, floor=floor)
     with float64(trajectories, target_log_prob, counts):
@@ -193,33 +344,32 @@ def empirical_likelihood(
 
 
 def _estimate(
-    form: means.Form,
+    form: forms.Form,
     trajectories: Trajectories,
     target_log_prob: Any,
-    known: Known | None = None,
+    discount: float,
+    counts: Any,
+    settings: Settings,
     *,
-    discount: float = 1.0,
-    counts: Any = None,
     window: int | None = None,
     clip: float | None = None,
-    **settings: Any,
+    known: Known | None = None,
 ) -> Estimate:
-    checked = settings_of(bounded=known is not None, **settings)
     check_weights(window, clip)
     limits, truncation = None, None if known is None else known.truncation
     with float64(trajectories, target_log_prob, counts):
         steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
         if known is not None:
-            bounds.check_known(known, clip, checked, counts)
+            bounds.check_known(known, clip, settings, counts)
             limits = None if known.range is None else _limits(form, steps, known, window, clip)
-        shared = dict(form=form, window=window, settings=checked, size=resample_size(counts, drawn=checked.drawn))
-        return _run(steps, clip, truncation, limits, **shared)
+        size = resample_size(counts, drawn=settings.drawn)
+        return _run(steps, clip, truncation, limits, form=form, window=window, settings=settings, size=size)
 
 
-def _limits(form: means.Form, steps: Steps, known: Known, window: int | None, clip: Any) -> Limits:
+def _limits(form: forms.Form, steps: Steps, known: Known, window: int | None, clip: Any) -> Limits:
     """Ranges of the terms and of the value; what a window or a clip leaves may be as the terms are."""
     log_weight, counted = log_weights(steps, window=window), (steps.counts > 0)[:, None]
-    if form is means.MEAN_RETURN:
+    if form is forms.MEAN_RETURN:
         bounds.check_within(known, jnp.sum(steps.discounts * steps.rewards, axis=1, keepdims=True), counted)
         last = jnp.arange(len(steps.discounts)) == len(steps.discounts) - 1
         largest = bounds.largest_weights(log_weight, counted & last, known.weight_max, window, clip)
@@ -244,11 +394,11 @@ def _run(
     truncation: Any,
     limits: Limits | None,
     *,
-    form: means.Form,
+    form: forms.Form,
     window: int | None,
     settings: Settings,
     size: int | None,
 ) -> Estimate:
     log_weight = log_weights(steps, window=window, clip=clip)
-    statistic = means.statistic_of(form, steps, log_weight, largest=truncation)
+    statistic = forms.statistic_of(form, steps, log_weight, largest=truncation)
     return estimate_statistic(statistic, steps, log_weight[:, -1], settings, size=size, limits=limits)
