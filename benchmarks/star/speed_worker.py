@@ -82,7 +82,9 @@ def ours(kind: str, count: int, horizon: int) -> Callable[[], Answer]:
         return grid
     names = TOGETHER if kind in ("together", "memory") else (kind.removeprefix("again-"),)
     given = dict(q=chosen["q"], v=np.sum(columns["target"] * columns["q"], axis=-1))
-    given |= dict(return_range=(0.0, 2.0 / (1.0 - DISCOUNT)), weight_max=np.inf)
+    likelihood = dict(return_range=(0.0, 2.0 / (1.0 - DISCOUNT)), weight_max=np.inf)
+    if "el" in names:
+        given |= dict(options={"el": likelihood})
     settings = dict(discount=DISCOUNT, level=LEVEL, interval="bootstrap", resamples=RESAMPLES)
     if kind == "memory":
         names = tuple(name for name in names if name != "el")

@@ -253,11 +253,18 @@ def load(path: str | Path) -> Trajectories:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no `.npz` of numbers, lacks a field that is always there, or arrays do not fit together.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is not an .npz file; `load` reads what `save` wrote. For other files, make arrays of their columns and "
+            "call `from_flat` or `from_episodes`."
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in Trajectories._fields if name in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz of numbers ({error}).") from error
+        raise ValueError(f"{path} is not an .npz file of numbers ({error}).") from error
     require_names(arrays, ALWAYS, str(path))
     return structured(Trajectories(**(dict.fromkeys(Trajectories._fields) | arrays)), ())
 

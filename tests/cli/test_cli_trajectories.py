@@ -59,7 +59,7 @@ def test_a_policy_judged_by_its_own_data(recorded, capsys):
     assert output.with_suffix(".png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert "90% intervals" in shown
-    assert "do not rely" not in shown
+    assert "unreliable" not in shown
     assert cli.main(["estimate", "trajectories", str(data), *arguments]) == 2
     assert "not overwritten" in capsys.readouterr().err
 
@@ -153,10 +153,11 @@ def test_integer_states_are_cells():
     mask = np.array([[True, True, False], [True, True, True]])
     states = np.array([[5, 0, 99], [3, 1, 4]])
     read = Trajectories(states, None, np.ones((2, 3)), None, mask, ~mask, ~mask, None)
-    cells, number = command._cells(options, read, jax.random.key(0))
+    cells, number, final = command._cells(options, read, jax.random.key(0))
+    assert final is None
     assert number == 6
     np.testing.assert_array_equal(cells, [[5, 0, 0], [3, 1, 4]])
-    _, number = command._cells(options, read._replace(observations=states + 0.5), jax.random.key(0))
+    _, number, _ = command._cells(options, read._replace(observations=states + 0.5), jax.random.key(0))
     assert number == 2
 
 
@@ -237,7 +238,7 @@ def test_few_effective_trajectories_are_told(recorded, capsys):
         cli.main(["estimate", "trajectories", str(folder / "few.npz"), "--policy", str(run), "--estimators", "wis"])
         == 0
     )
-    assert "Fewer than 10 effective trajectories in wis" in capsys.readouterr().out
+    assert "Fewer than 10 effective trajectories for wis" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_few_effective_trajectories_are_told(recorded, capsys):
     [
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "sorcery"], "choose from naive"),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "el"], "--return-range"),
-        (["estimate", "trajectories", "DATA", "--policy", "RUN", "--clone-behaviour", "logistic"], "leave --clone"),
+        (["estimate", "trajectories", "DATA", "--policy", "RUN", "--clone-behaviour", "logistic"], "leave it out"),
         (
             ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "sorcery"],
             "retrace, model, mis, dice",
@@ -253,7 +254,7 @@ def test_few_effective_trajectories_are_told(recorded, capsys):
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", ","], "(none)"),
         (
             ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "dice"],
-            "dice needs --discount below 1",
+            "dice needs a --discount below 1",
         ),
         (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--level", "95"], "level must be between 0 and 1"),
         (["estimate", "trajectories", "NOWHERE", "--policy", "RUN", "--discount", "2"], "--discount must be in [0, 1]"),
@@ -263,9 +264,18 @@ def test_few_effective_trajectories_are_told(recorded, capsys):
         (["estimate", "trajectories", "NOWHERE", "--policy", "RUN"], "--kind trajectories --run RUN` records one"),
         (
             ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "retrace", "--q", "mlp"],
-            "retrace has a closed form alone",
+            "retrace is available in closed form only",
         ),
         (["estimate", "trajectories", "DATA", "--policy", "NOWHERE"], "holds no run"),
+        (["estimate", "trajectories", "CSV", "--policy", "RUN"], "does not end in .npz"),
+        (
+            ["estimate", "trajectories", "DATA", "--policy", "RUN", "--no-horizon-exit"],
+            "naive, wis, cwpdis can judge only",
+        ),
+        (
+            ["estimate", "trajectories", "DATA", "--policy", "RUN", "--estimators", "fqe", "--window", "2"],
+            "leave it out",
+        ),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--behaviour-log-prob", "x"], "hdf5"),
         (["estimate", "trajectories", "DATA", "--policy", "RUN", "--output", "x.txt"], "must end in .json"),
         (["estimate", "trajectories", "WIDE", "--policy", "RUN"], "same environment"),
@@ -281,6 +291,7 @@ def test_what_cannot_be_done(recorded, capsys, arguments, message):
         read = trajectories.load(data)
         doubled = dict(observations=np.concatenate([read.observations] * 2, axis=-1), final_observation=None)
         trajectories.save(read._replace(**doubled), wide)
-    places = {"DATA": data, "RUN": run, "WIDE": wide, "NOWHERE": folder / "nowhere"}
+    (folder / "table.csv").write_text("episode,step,reward\n0,0,1.0\n")
+    places = {"CSV": folder / "table.csv", "DATA": data, "RUN": run, "WIDE": wide, "NOWHERE": folder / "nowhere"}
     assert cli.main([str(places.get(word, word)) for word in arguments]) == 2
     assert message in capsys.readouterr().err

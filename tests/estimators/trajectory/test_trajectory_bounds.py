@@ -240,7 +240,6 @@ def test_anderson_against_its_definition():
         ("doubly_robust", dict(value_range=(1.0, 0.0), weight_max=30.0), r"low < high, got \(1.0, 0.0\)"),
         ("pdis", dict(KNOWN["pdis"][1], interval="betting", counts=np.full(40, 2)), "counts must be 0 or 1"),
         ("wis", dict(), "for means of terms of known range"),
-        ("cwpdis", dict(weight_max=30.0, interval="student_t"), "unknown settings weight_max"),
     ],
 )
 def test_what_has_no_bound(method, options, message):
