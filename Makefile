@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-fast lint format report throughput atari-smoke clean
+.PHONY: help install reproduce test test-all test-fast lint format report throughput atari-smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,12 +21,15 @@ install: $(INSTALLED)  ## create .venv with exactly the tested versions
 reproduce: $(INSTALLED)  ## run every paper's benchmark (PRESET=quick|cpu|gpu|paper), write results/report.html
 	$(BIN)/python -m benchmarks.reproduce --preset $(PRESET)
 
-test: $(INSTALLED)  ## run all tests
+test: $(INSTALLED)  ## run the tests (20 minutes on two quiet cores)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+test-all: $(INSTALLED)  ## run all tests, also the long ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(INSTALLED)  ## run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long"
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/python -m ruff check .

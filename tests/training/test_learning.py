@@ -10,7 +10,7 @@ import pytest
 from jaxrl_off import agents, envs
 from jaxrl_off.training import LoopSettings, make_train, stack_configs, sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 def test_ppo_balances_the_pole():
