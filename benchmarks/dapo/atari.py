@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dapo.claims import last_fifth
-from benchmarks.dapo.jobs import PINNED
+from benchmarks.dapo.jobs import config_of
 from benchmarks.machinery.command import Table, print_rows
 from benchmarks.machinery.jobs import write_json
 from benchmarks.machinery.results import provenance
@@ -118,7 +118,7 @@ def train_game(game: str, method: str, seed: int, preset: Preset) -> dict[str, A
     environment = envs.make(f"ale/{game}", preset.num_envs, **preset.environment)
     settings = LoopSettings(**preset.settings)
     counts = plan(settings, preset.num_envs)
-    config = agents.preset(METHODS[method], **(PINNED | preset.agent))
+    config = config_of(METHODS[method], preset.agent, {})
     agent = agents.make(config, environment.spec, total_updates=counts.total_updates)
     loop = make_loop(agent, environment, settings)
     state = jax.jit(loop.init)(jax.random.key(seed))

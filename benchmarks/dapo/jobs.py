@@ -62,6 +62,13 @@ class Job:
         return s["total_steps"] * (1.0 + 2.0 * s["reuse"]) * len(self.members)
 
 
+def config_of(preset: str, static: dict[str, Any], reals: dict[str, float]) -> Any:
+    """The agent's configuration: a preset, with the paper's settings where the library's own defaults differ."""
+    from jaxrl_off import agents
+
+    return agents.preset(preset, **(PINNED | static | reals))
+
+
 def run_job(job: Job) -> dict[str, Any]:
     """Train all members of a job; returns labels, curves and times, JSON-ready."""
     import jax
@@ -72,7 +79,7 @@ def run_job(job: Job) -> dict[str, Any]:
     from jaxrl_off.training import LoopSettings, make_train, stack_configs, sweep
 
     environment = envs.make(job.environment, job.num_envs)
-    configs = [agents.preset(job.preset, **(PINNED | dict(job.static) | dict(reals))) for reals, _ in job.members]
+    configs = [config_of(job.preset, dict(job.static), dict(reals)) for reals, _ in job.members]
     keys = jnp.stack([jax.random.key(seed) for _, seed in job.members])
     train = make_train(agents.make, environment, LoopSettings(**dict(job.settings)))
 
