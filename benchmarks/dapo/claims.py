@@ -1,15 +1,18 @@
-"""Scores, intervals and claims of the MinAtar benchmark; interquartile means and probabilities of improvement are rliable's."""
+"""Scores, intervals and claims of the MinAtar benchmark.
+
+Interquartile means and probabilities of improvement are those of R. Agarwal et al., "Deep Reinforcement Learning at the Edge of
+the Statistical Precipice", NeurIPS 2021 (rliable).
+"""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machinery.command import Table
 from benchmarks.machinery.papers import Claim
-from benchmarks.machinery.verdicts import RESAMPLES, bootstrap_interval, verdict
+from benchmarks.machinery.verdicts import bootstrap_interval, interquartile_mean, verdict
 
 
 def last_fifth(curve: list[float | None]) -> float:
@@ -48,18 +51,6 @@ def diagnostic(results: list[dict[str, Any]], regime: str, method: str, game: st
     raise KeyError((regime, method, game))
 
 
-def summarise_minatar(content: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of a MinAtar result file: scores, interquartile means, probabilities of improvement, and the map."""
-    final, games = content["final"], content["sizes"]["games"]
-    regimes = list(dict.fromkeys(result["regime"] for result in final))
-    scores = {regime: score_table(final, regime) for regime in regimes}
-    return {
-        "scores": {regime: _scores(final, regime, scores[regime], games) for regime in regimes},
-        "aggregate": {regime: _aggregate(scores[regime], games) for regime in regimes},
-        "map": _map(content["map"]),
-    }
-
-
 def _scores(
     final: list[dict[str, Any]], regime: str, table: dict[str, dict[str, np.ndarray]], games: list[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -77,28 +68,25 @@ def _scores(
     }
 
 
+def probability_of_improvement(samples: list[np.ndarray]) -> float:
+    """Chance that a run of one method scores above a run of another on a game, ties half, mean over games.
+
+    `samples` are scores of the first method by game, then of the second.
+    """
+    half = len(samples) // 2
+    gains = [first[:, None] - second[None] for first, second in zip(samples[:half], samples[half:], strict=True)]
+    return float(np.mean([np.mean((gain > 0) + 0.5 * (gain == 0)) for gain in gains]))
+
+
 def _aggregate(table: dict[str, dict[str, np.ndarray]], games: list[str]) -> dict[str, Any]:
     """Interquartile mean of scores, each game scaled by its best method's mean, and probability of improvement on PPO."""
-    warnings.filterwarnings("ignore", message="random_state is deprecated")  # rliable's own call of arch
-    from rliable import library, metrics
-
     top = {game: max(by_game[game].mean() for by_game in table.values()) for game in games}
-    normalised = {m: np.stack([by_game[g] / max(top[g], 1e-9) for g in games], axis=1) for m, by_game in table.items()}
-    state = np.random.RandomState(0)
-    points, intervals = library.get_interval_estimates(
-        normalised, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=RESAMPLES, random_state=state
-    )
-    against = {method: (scores, normalised["PPO"]) for method, scores in normalised.items() if method != "PPO"}
-    better, better_intervals = library.get_interval_estimates(
-        against, metrics.probability_of_improvement, reps=RESAMPLES, random_state=state
-    )
+    scaled = {method: [by_game[game] / max(top[game], 1e-9) for game in games] for method, by_game in table.items()}
     rows = {}
-    for method in table:
-        row = {"iqm": float(points[method][0]), "iqm_interval": [float(x) for x in intervals[method][:, 0]]}
-        if method in better:
-            row["improvement_on_ppo"] = float(np.ravel(better[method])[0])
-            row["improvement_interval"] = [float(x) for x in np.ravel(better_intervals[method])]
-        rows[method] = row
+    for method, samples in scaled.items():
+        rows[method] = {"iqm": bootstrap_interval(lambda x: interquartile_mean(np.concatenate(x)), samples)}
+        if method != "PPO":
+            rows[method]["better"] = bootstrap_interval(probability_of_improvement, samples + scaled["PPO"])
     return rows
 
 
@@ -169,7 +157,7 @@ def claims(content: dict[str, Any]) -> list[Claim]:
 WITHOUT_DIVERGENCE = {"PPO+DA": "PPO", "DAPO (eq. 13)": "IS (no clip, no divergence)"}
 
 
-def _map(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def map_rows(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per game, reuse, replay size, learning rate and method: mean score, its standard error, KL, staleness."""
     rows = []
     for result in mapped:
@@ -200,23 +188,21 @@ def _map(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def tables(content: dict[str, Any]) -> list[Table]:
     """Title, header and rows: scores by regime, and the paper's claims beside ours."""
-    summary, made = summarise_minatar(content), []
-    for regime, scores in summary["scores"].items():
-        games = list(next(iter(scores.values())))
+    final, games, made = content["final"], content["sizes"]["games"], []
+    for regime in dict.fromkeys(result["regime"] for result in final):
+        table = score_table(final, regime)
+        scores, aggregate = _scores(final, regime, table, games), _aggregate(table, games)
         header = ["method", *games, "IQM [95 %]", "P(better than PPO) [95 %]", "KL to behaviour", "tuned setting"]
         lines = []
         for method, by_game in scores.items():
-            row = summary["aggregate"][regime][method]
-            improvement = "-"
-            if "improvement_on_ppo" in row:
-                improvement = "{:.2f} [{:.2f}, {:.2f}]".format(row["improvement_on_ppo"], *row["improvement_interval"])
+            row = aggregate[method]
             chosen = content["chosen"][regime][method]
             lines.append(
                 [
                     method,
                     *(f"{cell['mean']:.2f} ± {cell['standard_error']:.2f}" for cell in by_game.values()),
-                    "{:.2f} [{:.2f}, {:.2f}]".format(row["iqm"], *row["iqm_interval"]),
-                    improvement,
+                    "{:.2f} [{:.2f}, {:.2f}]".format(*row["iqm"]),
+                    "{:.2f} [{:.2f}, {:.2f}]".format(*row["better"]) if "better" in row else "-",
                     f"{np.mean([cell['kl'] for cell in by_game.values()]):.4f}",
                     ", ".join(f"{name}={value:g}" for name, value in chosen.items()) or "defaults",
                 ]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dapo.atari import table as atari_table
-from benchmarks.dapo.claims import summarise_minatar, tables
+from benchmarks.dapo.claims import map_rows, tables
 from benchmarks.machinery.report_parts import figure, pyplot, table
 
 
 def minatar_section(content: dict[str, Any], plots: Path) -> str:
     """Tables, learning curves and the map of a MinAtar result file."""
-    summary, name = summarise_minatar(content), f"dapo_minatar_{content['preset']}"
+    mapped, name = map_rows(content["map"]), f"dapo_minatar_{content['preset']}"
     sizes = content["sizes"]
     parts = [
         f"<p>{sizes['steps']:,} samples per run where data are scarce, {sizes['seeds']} seeds; score: mean training return "
@@ -23,9 +23,9 @@ def minatar_section(content: dict[str, Any], plots: Path) -> str:
     for title, header, lines in tables(content):
         parts += [f"<h4>{title}</h4>", table(header, lines)]
     parts.append(figure(minatar_curves(content), plots / f"{name}_curves.png"))
-    if summary["map"]:
+    if mapped:
         parts.append("<h4>Where the divergence pays: reuse, replay size and learning rate</h4>")
-        parts.append(figure(minatar_map(summary["map"]), plots / f"{name}_map.png"))
+        parts.append(figure(minatar_map(mapped), plots / f"{name}_map.png"))
         columns = [
             "game",
             "method",
@@ -39,7 +39,7 @@ def minatar_section(content: dict[str, Any], plots: Path) -> str:
             "staleness",
         ]
         parts.append("<details><summary>numbers of the map</summary>")
-        parts.append(table(columns, [[row[c] for c in columns] for row in summary["map"]]) + "</details>")
+        parts.append(table(columns, [[row[c] for c in columns] for row in mapped]) + "</details>")
     return "".join(parts)
 
 

@@ -52,7 +52,7 @@ def provenance() -> dict[str, Any]:
 
     packages = (
         "jax", "jaxlib", "flax", "optax", "gymnax", "flashbax", "brax", "ale-py", "gymnasium", "gymnasium-robotics", "mujoco",
-        "rejax", "numpy", "rliable",
+        "rejax", "numpy",
     )  # fmt: skip
     return {
         "command": _command(sys.argv),

@@ -21,6 +21,13 @@ def bootstrap_interval(
     return float(statistic(samples)), float(low), float(high)
 
 
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of all values but the lowest and the highest fourth."""
+    ordered = np.sort(values, axis=None)
+    cut = ordered.size // 4
+    return float(ordered[cut : ordered.size - cut].mean())
+
+
 def verdict(low: float, high: float, claim: str, tolerance: float = 0.1) -> str:
     """`reproduced`, `not reproduced` or `undecided`: what an interval says of a claim about a difference.
 

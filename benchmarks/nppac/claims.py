@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import trim_mean
 
 from benchmarks.machinery.command import Table
 from benchmarks.machinery.papers import Claim
-from benchmarks.machinery.verdicts import bootstrap_interval, verdict
+from benchmarks.machinery.verdicts import bootstrap_interval, interquartile_mean, verdict
 
 OURS = "N-PPAC (GP)"
 QUALITATIVE = "ahead of the state of the art (abstract; no number was at hand)"
@@ -65,7 +64,7 @@ def choose(
 
 def iqm(samples: list[np.ndarray]) -> float:
     """Interquartile mean over all scores."""
-    return float(trim_mean(np.concatenate(samples), 0.25))
+    return interquartile_mean(np.concatenate(samples))
 
 
 def samples_of(content: dict[str, Any], name: str, what: str) -> dict[str, np.ndarray]:
