@@ -50,7 +50,7 @@ from jaxrl_off.estimators.deterministic.nuisances import Nuisances
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, ratios_of
 from jaxrl_off.estimators.deterministic.smoothing import Smoothing
 from jaxrl_off.estimators.trajectory.statistics import Settings, estimate_statistic, resample_size, settings_of
-from jaxrl_off.estimators.trajectory.steps import Steps, held, scaled_weights
+from jaxrl_off.estimators.trajectory.steps import Steps, held, quotient, scaled_weights
 from jaxrl_off.estimators.trajectory.weights import forms as means
 from jaxrl_off.types import Array, Estimate, PyTree, Trajectories
 
@@ -78,6 +78,7 @@ METHODS: dict[str, Method] = {
     "cumulative_policy_gradient": Method("cumulative", ("q",), False),
     "marginal_policy_gradient": Method("marginal", ("q", "ratio"), False),
 }
+_TOLERATED = 0.05  # fall of a network's loss in the last quarter of its updates beyond which it counts as unconverged
 _SPOKEN = {"q": "q", "v": "v", "ratio": "the marginal ratio"}
 
 
@@ -121,7 +122,9 @@ def evaluate(
     Returns:
         An `Estimate`. Nuisances are taken as given: cross-fit them. Diagnostics: those of
         `trajectory.statistics.estimate_statistic`, `effective_sample_sizes` `[T]` of the weights of each step, their minimum
-        `smallest_effective_sample_size`, and `clipped_share` of the ratios w that were clipped.
+        `smallest_effective_sample_size`; `clipped_share` of the ratios w that were clipped; and of networks `still_falling`,
+        the most that the loss of any step's q fell in the last quarter of its updates, and `unconverged`, 1 if that is above
+        0.05.
 
     Raises:
         ValueError: for data, settings or policies that cannot be meant.
@@ -233,9 +236,10 @@ def _checked(name: str, nuisances: Nuisances | None, ratios: Ratios, *, derivati
                 raise ValueError("the marginal ratio must not be negative: it is a ratio of densities. Clip it at 0.")
         return jnp.where(mask, values, 0.0)
 
-    found = Nuisances(zeros, zeros, zeros + 1.0, *[jnp.zeros((1, 1, 1))] * 3, zeros)
-    if given.clipped is not None:
-        found = found._replace(clipped=column("clipped"))
+    found = Nuisances(zeros, zeros, zeros + 1.0, *[jnp.zeros((1, 1, 1))] * 3, zeros, zeros)
+    found = found._replace(
+        **{name: column(name) for name in ("clipped", "still_falling") if getattr(given, name) is not None}
+    )
     found = found._replace(**{name: column(name) for name in entering})
     if not (derivatives and method.valued):
         return found
@@ -259,14 +263,17 @@ def _log_weight(method: Method, steps: Steps, ratio: Array) -> Array:
     return held(log_ratio + steps.log_ratio, steps.mask)
 
 
-def _diagnostics(steps: Steps, log_weight: Array, clipped: Array) -> dict[str, Array]:
+def _diagnostics(steps: Steps, log_weight: Array, nuisances: Nuisances) -> dict[str, Array]:
     scaled = scaled_weights(log_weight, steps.counts)
     sizes = jax.vmap(effective_size, (None, 1))(steps.counts, scaled)
     shown = steps.counts[:, None] * steps.mask
+    falling = jnp.max(quotient(jnp.sum(shown * nuisances.still_falling, axis=0), jnp.sum(shown, axis=0)))
     return {
         "effective_sample_sizes": sizes,
         "smallest_effective_sample_size": jnp.min(sizes),
-        "clipped_share": jnp.sum(shown * clipped) / jnp.sum(shown),
+        "clipped_share": jnp.sum(shown * nuisances.clipped) / jnp.sum(shown),
+        "still_falling": falling,
+        "unconverged": (falling > _TOLERATED).astype(jnp.float64),
     }
 
 
@@ -279,7 +286,7 @@ def _evaluated(
     if method.weights == "none":
         form = means.FIRST_VALUE
     statistic = means.statistic_of(form, steps, log_weight, nuisances.q, nuisances.v)
-    found = _diagnostics(steps, log_weight, nuisances.clipped)
+    found = _diagnostics(steps, log_weight, nuisances)
     return estimate_statistic(statistic, steps, log_weight[:, -1], settings, diagnostics=found, size=size)
 
 
@@ -297,5 +304,5 @@ def _gradient(
     log_weight = _log_weight(method, steps, nuisances.ratio)
     kind = dict(weights=method.weights, valued=method.valued, normalised=normalised)
     statistic = gradient_statistic(steps, scores, log_weight, nuisances, **kind)
-    found = _diagnostics(steps, log_weight, nuisances.clipped)
+    found = _diagnostics(steps, log_weight, nuisances)
     return estimate_gradient(statistic, steps, log_weight[:, -1], settings, diagnostics=found, size=size)

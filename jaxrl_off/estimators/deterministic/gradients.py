@@ -134,7 +134,7 @@ def gradient_statistic(
         valued: whether it is the gradient of a value; else `sum_t gamma^t weight_t g_t q_t`.
         normalised: whether weights are divided by their means.
     """
-    q, v, _, q_slope, v_slope, _, _ = nuisances
+    q, v, q_slope, v_slope = nuisances.q, nuisances.v, nuisances.q_gradient, nuisances.v_gradient
     if weights == "none":
         return lambda counts: counts @ v_slope[:, 0] / jnp.sum(counts)
     if not valued:

@@ -52,6 +52,8 @@ class Nuisances(NamedTuple):
         v_gradient: `[n, T, P]`, the whole derivative, also through tau.
         ratio_gradient: `[n, T, P]`.
         clipped: `[n, T]`, 1 where w was clipped, or None.
+        still_falling: `[n, T]`, how much the loss of the network for q_t of the row's fold still fell at the end, or None; see
+            `fitting_model.still_falling`.
     """
 
     q: Array | None = None
@@ -61,6 +63,7 @@ class Nuisances(NamedTuple):
     v_gradient: Array | None = None
     ratio_gradient: Array | None = None
     clipped: Array | None = None
+    still_falling: Array | None = None
 
 
 def given_nuisances(
@@ -329,9 +332,10 @@ def _fitted(
     data = stacked(ratios)
 
     def one(weights: Array) -> Nuisances:
-        values, _ = backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
+        values, fitted = backwards(data, ratios, regression_of(model, ratio=False), weights, key, discount, policy)
         marginal = forwards(data, regression_of(model, ratio=True), weights, jax.random.fold_in(key, 1), largest)
-        return Nuisances(*values[:2], marginal[0], *values[2:], *marginal[1:])
+        falling = jnp.broadcast_to(fitted.still_falling[:, None], values[0].shape)
+        return Nuisances(*values[:2], marginal[0], *values[2:], *marginal[1:], falling)
 
     return of_other_folds(one, ratios.steps.counts, member, folds)
 

@@ -59,6 +59,7 @@ def test_value_and_ratio_are_those_of_tables(walk, method):
     told = {name: float(x) for name, x in found.diagnostics.items()}
     assert told["finite"] == 1.0
     assert told["flow_residual"] < 0.1
+    assert told["unconverged"] == 0.0
     assert told["normalisation"] == pytest.approx(1.0, abs=0.1)
     assert told["mean_ratio"] == pytest.approx(1.0, rel=1e-5)  # nothing ends
     assert 0.0 < told["member_spread"] < 0.1 * abs(truth - behaviour)

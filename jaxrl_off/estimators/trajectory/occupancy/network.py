@@ -19,10 +19,12 @@ approximated by random Fourier features (Rahimi and Recht, NeurIPS 2007) and a c
 many flow equations: `g = b + E_D[zeta (gamma c phi(s', pi) - phi)]`. Gradients are unbiased, as the two factors of
 `g . g` come from minibatches of their own. It is the stable one; its zeta is as smooth as the kernel.
 
-A network solves the flow equations only about, and what of them holds in every process, `E_D[m zeta] = 1`, is made
-exact: all ratios are divided by E_D[m zeta]. The ratio is the mean of those of an ensemble. Estimates from it have the
-standard error of the trajectories given zeta; `diagnostics["member_spread"]` says how far networks agree, and
-`corrected.cross_fitted` with `corrected.double_reinforcement_learning` gives an estimate that allows for the fit.
+A network satisfies the flow equations only approximately. The normalisation `E_D[m zeta] = 1`, which holds in every
+process, is therefore enforced exactly by dividing. `diagnostics["flow_residual"]` says how far the equations are from
+holding, and `unconverged` is 1 if it is above 0.1: members of an ensemble that agree say nothing of this. The ratio is the
+mean of those of an ensemble. Estimates from it have the standard error of the trajectories given zeta;
+`diagnostics["member_spread"]` says how far networks agree, and `corrected.cross_fitted` with
+`corrected.double_reinforcement_learning` gives an estimate that allows for the fit.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ from jaxrl_off.estimators.trajectory.occupancy.tabular import check_discount
 from jaxrl_off.estimators.trajectory.statistics import resample_size, run, settings_of
 from jaxrl_off.estimators.trajectory.steps import Steps
 from jaxrl_off.types import Array, Estimate, Trajectories
+
+_TOLERATED = 0.1  # flow residual beyond which a fit counts as unconverged
 
 
 def density_ratio(
@@ -129,6 +133,7 @@ def _weighted(fitted: _Fitted, counts: Array) -> tuple[Array, Array, dict[str, A
     diagnostics = fitted.told | {
         "mean_ratio": jnp.sum(counted),
         "negative_ratio": jnp.sum(jnp.maximum(-counted, 0.0)),
+        "unconverged": (fitted.told["flow_residual"] > _TOLERATED).astype(jnp.float64),
     }
     return jnp.sum(counts[:, None] * weights * fitted.steps.rewards), weights, diagnostics
 
@@ -145,11 +150,11 @@ Args:
         `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
 
 Returns:
-    An `Estimate`, for zeta as it is. Its effective sample size is that of trajectories' sums of zeta. Diagnostics
-    also `mean_ratio`, E_D[zeta], and `negative_ratio`, E_D[max(-zeta, 0)]; `normalisation`, E_D[m zeta] before the
-    division, the mean of the members'; `member_spread`, the standard deviation of members' values; `flow_residual`,
-    `|g| / |b|` in the random features, 0 where the flow equations hold; and `loss`, the mean of the last tenth of
-    the updates: of the Lagrangian or, of `minimax_weight`, of `g . g / 2`.
+    An `Estimate`, for zeta as it is. Its effective sample size is that of trajectories' sums of zeta. Diagnostics also
+    `mean_ratio`, E_D[zeta], and `negative_ratio`, E_D[max(-zeta, 0)]; `normalisation`, E_D[m zeta] before the division,
+    the mean of the members'; `member_spread`, the standard deviation of members' values; `flow_residual`, `|g| / |b|`
+    in the random features, 0 where the flow equations hold; `unconverged`, 1 if it is above 0.1; and `loss`, the mean
+    of the last tenth of the updates: of the Lagrangian or, of `minimax_weight`, of `g . g / 2`.
 
 Raises:
     ValueError: for data, candidates or settings that cannot be meant, or a discount of 1.

@@ -19,7 +19,7 @@ from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, PyTree
 
 _LOG_DEVIATION = (-6.0, 2.0)  # of changes in units of their standard deviation
-_LAST = 0.1  # share of the updates whose mean loss is told
+_LAST = 0.1  # share of the updates whose mean loss is reported
 
 Policy = Callable[[Array, Array], Any]
 
@@ -45,7 +45,7 @@ class FittedModelConfig:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid settings."""
         if min(self.updates, self.batch_size, *self.sizes, 1) < 1 or self.members < 2:
             raise ValueError("sizes, updates and batch_size must be at least 1, and members 2, to differ.")
         if self.activation not in ACTIVATIONS:
@@ -105,9 +105,26 @@ class _Network(nn.Module):
         return _Prediction(mean, jnp.clip(log_deviation, *_LOG_DEVIATION), rest[..., 0], rest[..., 1])
 
 
+def still_falling(losses: Array) -> Array:
+    """By how much a loss fell from the third quarter of the updates to the last, next to 1 and to how much it fell in all.
+
+    Near 0 at the end of a fit that has converged; of no use in the first few updates.
+
+    Args:
+        losses: `[U]`, one an update.
+    """
+    quarter = max(1, len(losses) // 4)
+    last = jnp.mean(losses[-quarter:])
+    before = jnp.mean(losses[-2 * quarter : -quarter]) if len(losses) > 1 else losses[0]
+    first = jnp.mean(losses[: max(1, len(losses) // 100)])
+    return jnp.maximum(before - last, 0.0) / (1.0 + jnp.abs(first - last))
+
+
 @jax.jit
-def learn(columns: dict[str, Array], weights: Array, config: FittedModelConfig, key: Array) -> tuple[PyTree, Array]:
-    """Parameters `[K, ...]` and losses `[K]`."""
+def learn(
+    columns: dict[str, Array], weights: Array, config: FittedModelConfig, key: Array
+) -> tuple[PyTree, Array, Array]:
+    """Parameters `[K, ...]`, losses `[K]`, and how much these still fell, `[K]`; see `still_falling`."""
     network = _Network(config.sizes, config.activation, columns["change"].shape[1])
     optimiser = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
 
@@ -118,7 +135,7 @@ def learn(columns: dict[str, Array], weights: Array, config: FittedModelConfig, 
         reward = 0.5 * jnp.square(batch["reward"] - found.reward)
         return jnp.mean(weight * (change + reward + optax.sigmoid_binary_cross_entropy(found.end, batch["terminated"])))
 
-    def member(key: Array, weight: Array) -> tuple[PyTree, Array]:
+    def member(key: Array, weight: Array) -> tuple[PyTree, Array, Array]:
         usable = jnp.sum(weight > 0)
         pool = jnp.argsort(weight <= 0, stable=True)
         weight = weight * usable / jnp.sum(weight)
@@ -135,7 +152,7 @@ def learn(columns: dict[str, Array], weights: Array, config: FittedModelConfig, 
 
         carry = parameters, optimiser.init(parameters)
         (parameters, _), values = jax.lax.scan(update, carry, jax.random.split(key, config.updates))
-        return parameters, jnp.mean(values[-max(1, int(_LAST * config.updates)) :])
+        return parameters, jnp.mean(values[-max(1, int(_LAST * config.updates)) :]), still_falling(values)
 
     return jax.vmap(member)(jax.random.split(key, config.members), weights)
 

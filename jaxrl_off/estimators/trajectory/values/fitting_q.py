@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_off.estimators.common import is_concrete
 from jaxrl_off.estimators.trajectory.columns.action_networks import (
     expected_value,
     flat_rows,
@@ -26,6 +28,8 @@ from jaxrl_off.types import Array, PyTree
 
 _POINTS = 100  # of the loss curve, at most
 _PIECE = 2048  # states that are evaluated at once
+_LEFT = 0.01  # share of the initial error that the target rate is chosen to leave
+_SLOWEST = 0.005  # target rate, unless another is given
 
 
 @flax.struct.dataclass
@@ -43,7 +47,9 @@ class FittedQConfig:
             much as fits to different data would.
         learning_rate: of Adam, at first.
         final_learning_rate: at last; linear in between. 0 lets the noise of minibatches die out.
-        target_rate: by which the copy moves towards the network; 1 replaces it.
+        target_rate: by which the copy moves towards the network; 1 replaces it. After U moves at rate r about
+            `exp(-(1 - gamma) r U)` of the initial error is left. None (the default) takes the rate that leaves 1 %, between
+            0.005 and 1; more `updates` make it slower and the fit more stable.
     """
 
     sizes: tuple[int, ...] = static((256, 256))
@@ -55,16 +61,35 @@ class FittedQConfig:
     bootstrap: bool = static(False)
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
-    target_rate: float = 0.005
+    target_rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid settings."""
         if not self.sizes or min(self.updates, self.batch_size, self.target_period, self.members, *self.sizes) < 1:
             raise ValueError("sizes, updates, batch_size, target_period and members must all be at least 1.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
         if self.bootstrap and self.members < 2:
-            raise ValueError(f"bootstrap needs members of at least 2, got {self.members}; 10 or more tell a deviation.")
+            raise ValueError(
+                f"bootstrap needs at least 2 members, got {self.members}; use 10 or more for a useful standard error."
+            )
+        if self.target_rate is not None and is_concrete(self.target_rate) and not 0.0 < self.target_rate <= 1.0:
+            raise ValueError(f"target_rate must be in (0, 1] or None, got {self.target_rate}.")
+
+    @property
+    def moves(self) -> int:
+        """How often the copy moves towards the network."""
+        return -(-self.updates // self.target_period)
+
+
+def rate_for(gap: Array, moves: int) -> Array:
+    """The target rate that leaves 1 % of the initial error after so many moves, between 0.005 and 1.
+
+    Args:
+        gap: `[]`, 1 - gamma, or with exits 1 less the mean of gamma c; see `network.gap_of`.
+        moves: of the copy.
+    """
+    return jnp.clip(-math.log(_LEFT) / (jnp.maximum(gap, 1e-12) * moves), _SLOWEST, 1.0)
 
 
 def curve_of(losses: Array) -> Array:
@@ -86,10 +111,10 @@ def _in_pieces(function: Callable[..., PyTree], *columns: PyTree) -> PyTree:
 
 @functools.partial(jax.jit, static_argnums=3)
 def learn(flat: FlatTransitions, config: FittedQConfig, key: Array, policies: bool) -> tuple[PyTree, Array]:
-    """Parameters `[P, K, ...]` and losses `[P, K, L]`, without the first axis for one policy."""
+    """Parameters `[P, K, ...]` and losses `[P, K, L]`, without the first axis for one policy; the target rate is a number."""
     network = network_for(config.sizes, config.activation, flat.next_target)
     state, following = flat_rows(flat.observation), flat_rows(flat.next_observation)
-    periods = -(-config.updates // config.target_period)
+    periods = config.moves
     adam = optax.adam(
         optax.linear_schedule(config.learning_rate, config.final_learning_rate, periods * config.target_period)
     )

@@ -3,8 +3,8 @@
 A network of (s, a) gives mean and standard deviation of the change s' - s, which is taken for Gaussian with independent
 entries, the mean reward, and the probability that the step terminates. It learns all of them at once, the change from
 steps whose successor is known and that did not terminate, on standardised observations, actions, changes and rewards.
-Members of an ensemble differ in initial weights, minibatches and in what trajectories count for: each weights them
-with exponential numbers of its own (the Bayesian bootstrap; Rubin 1981), so that members differ as fits to other data do.
+Members of an ensemble differ in initial weights, minibatches and the weights of trajectories. Each draws its own exponential
+trajectory weights (Bayesian bootstrap; Rubin 1981), so that members differ as fits to other data do.
 
 The target is played from the first states of the trajectories, in each member, for the horizon, which is that of the data
 unless another is given (COBS stops after 25 steps, whatever the data's horizon). Successors are drawn, and a state
@@ -48,6 +48,8 @@ from jaxrl_off.estimators.trajectory.values.fitting_model import (
 from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.types import Array, Estimate, PyTree, Trajectories
 
+_TOLERATED = 0.05  # fall of the loss in the last quarter of the updates beyond which a fit counts as unconverged
+
 
 class FittedModel(NamedTuple):
     """A model that was fitted; float32, but for `weights`.
@@ -56,12 +58,14 @@ class FittedModel(NamedTuple):
         parameters: of the networks, `[K, ...]`.
         units: what they see and give.
         losses: `[K]`, mean over the last tenth of the updates.
+        still_falling: `[K]`, how much the loss fell in the last quarter of the updates; see `fitting_model.still_falling`.
         weights: `float64[K, n]`, what trajectories count for in each member.
     """
 
     parameters: PyTree
     units: Units
     losses: Array
+    still_falling: Array
     weights: Array
 
 
@@ -101,8 +105,8 @@ def fit_model(
         row, counted = columns.pop("row"), columns.pop("counted")
         weight = (weights[:, row] * counted).astype(jnp.float32)
     with jax.enable_x64(False):
-        parameters, losses = learn(columns, weight, config, fit_key)
-    return FittedModel(parameters, units, losses, weights)
+        parameters, losses, falling = learn(columns, weight, config, fit_key)
+    return FittedModel(parameters, units, losses, falling, weights)
 
 
 def model_based(
@@ -138,7 +142,8 @@ def model_based(
         roll-outs alone, and too small, as the fit's is not in it. Diagnostics also `member_deviation`, the standard
         deviation of members' values, each with its own weights of trajectories, first states included, which is an
         estimate of the whole standard error where members are many (10 or more) and networks fit well; `outside`, the
-        share of roll-outs' steps after which the state was put back; and `loss`.
+        share of roll-outs' steps after which the state was put back; `loss`; `still_falling`, how much it fell in the last
+        quarter of the updates; `unconverged`, 1 if that is more than 0.05; and `fit_in_error`, 0.
 
     Raises:
         ValueError: for data or settings that cannot be meant.
@@ -158,7 +163,15 @@ def model_based(
         v = jnp.broadcast_to(jnp.mean(values, axis=0)[:, None], given.mask.shape)
     found = corrected.direct_method(trajectories, v, counts=counts, **settings)
     with float64(trajectories, counts):
-        told = {"member_deviation": jnp.std(members, ddof=1), "outside": outside, "loss": jnp.mean(model.losses)}
+        falling = jnp.mean(model.still_falling)
+        told = {
+            "member_deviation": jnp.std(members, ddof=1),
+            "outside": outside,
+            "loss": jnp.mean(model.losses),
+            "still_falling": falling,
+            "unconverged": falling > _TOLERATED,
+            "fit_in_error": jnp.zeros(()),
+        }
         told = {name: x.astype(jnp.float64) for name, x in told.items()}
         return found._replace(diagnostics=found.diagnostics | told)
 

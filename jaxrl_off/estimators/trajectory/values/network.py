@@ -17,12 +17,20 @@ say) takes ten times as many updates. Gradients are unbiased, as the two factors
 minibatches of their own. It is the mirror image of `network_occupancy.minimax_weight`, in which zeta is a network and Q
 in the unit ball.
 
-All updates are one compiled program; members of an ensemble and target policies are batched in it, and policies share
-minibatches and initial weights, so that their differences are less noisy than they are.
+All updates are one compiled program; members of an ensemble and target policies are batched in it. Policies share minibatches
+and initial weights, which reduces the noise of differences between their values.
 
-The network works on standardised observations and actions, and on values less their mean and over their deviation, as
-those of the returns that were logged. So it begins at the mean of logged returns, and one learning rate serves all scales.
-Learning is float32, what is made of it float64.
+The network works on standardised observations and actions, and on values in units of the deviation of logged returns, so that
+one learning rate serves all scales. It begins at the one value that solves the Bellman equations on average, `mean r / gap`,
+`gap = 1 - mean(gamma c)`, c = 0 before an exit and else 1: the error that dies out most slowly, that of the level, is gone at
+the start. (Ours.) Learning is float32, what is made of it float64.
+
+**Whether a fit has converged.** By the identity `V^pi = V + sum_t gamma^t E_pi[delta_t]`, `delta = r + gamma c V(s') - Q(s, a)`
+the mean of delta over the data divided by the gap says by about how much the value would still change: the diagnostic
+`bellman_error`, 0 at the fixed point. Of fitted Q-evaluation with target rate r and U moves of the copy about `exp(-gap r U)`
+of the initial error is left, `initial_error_left`. `unconverged` is 1 if the first is above 5 % of the scale of values (the
+larger of |value| and the deviation of logged returns), or the second above 5 %. Members of an ensemble stop at the same place,
+so that their agreement says nothing of this.
 
 References: Le, Voloshin and Yue, "Batch Policy Learning under Constraints", ICML 2019; Uehara, Huang and Jiang, "Minimax
 Weight and Q-Function Learning for Off-Policy Evaluation", ICML 2020.
@@ -52,12 +60,14 @@ from jaxrl_off.estimators.trajectory.statistics import Settings, settings_of
 from jaxrl_off.estimators.trajectory.values.fitting_minimax_q import MinimaxQConfig as MinimaxQConfig
 from jaxrl_off.estimators.trajectory.values.fitting_minimax_q import learn_minimax
 from jaxrl_off.estimators.trajectory.values.fitting_q import FittedQConfig as FittedQConfig
-from jaxrl_off.estimators.trajectory.values.fitting_q import evaluate, learn
+from jaxrl_off.estimators.trajectory.values.fitting_q import evaluate, learn, rate_for
 from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
 from jaxrl_off.ops.intervals import normal_interval, student_t_interval
 from jaxrl_off.types import Array, Estimate, PyTree, Trajectories
 
 QConfig = FittedQConfig | MinimaxQConfig
+_SMALLEST_GAP = 1e-9  # below it nothing ends, and there is no fixed point
+_TOLERATED = 0.05  # share of the scale of values, and of the initial error, beyond which a fit counts as unconverged
 
 
 class Scale(NamedTuple):
@@ -65,8 +75,8 @@ class Scale(NamedTuple):
 
     Attributes:
         inputs: of observations and continuous actions.
-        value_mean: `[]`, mean of the returns to go that were logged.
-        value_deviation: `[]`, their deviation.
+        value_mean: `[]`, the constant that solves the Bellman equations on average, where networks begin.
+        value_deviation: `[]`, deviation of the returns to go that were logged.
     """
 
     inputs: Standardisation
@@ -85,6 +95,8 @@ class FittedQ(NamedTuple):
             learning, `|g|^2 / 2`, not in the mean; it may be negative.
         parameters: of the networks, `[K, ...]`.
         scale: what they see.
+        bellman_error: `float64[]`, about by how much the value would still change; see the module.
+        initial_error_left: `float64[]`, share of it that is left by the target rate; 0 of minimax Q learning, which has none.
     """
 
     values: ActionValues
@@ -92,6 +104,8 @@ class FittedQ(NamedTuple):
     losses: Array
     parameters: PyTree
     scale: Scale
+    bellman_error: Array
+    initial_error_left: Array
 
 
 def fit_network_q(
@@ -136,7 +150,12 @@ def fit_network_q(
     fit_key, resample_key = jax.random.split(key)
     with float64(trajectories, target, counts):
         given = transitions_of(trajectories, target, discount=discount, counts=counts, horizon_exit=horizon_exit)
-        scale = _scale_of(given)
+        gap, scale = gap_of(given), _scale_of(given)
+        left = jnp.zeros(())
+        if isinstance(config, FittedQConfig):
+            rate = rate_for(gap, config.moves) if config.target_rate is None else config.target_rate
+            left = jnp.exp(-gap * rate * config.moves)
+            config = config.replace(target_rate=jnp.asarray(rate, jnp.float32))
         flat = flattened(standardised(given, scale.inputs))
         member_counts = _member_counts(resample_key, given, config)
         reward, discount_ = given.steps.rewards, given.discount * given.continues
@@ -156,7 +175,9 @@ def fit_network_q(
         starts = members[1][..., 0]
         member_values = jnp.sum(member_counts * starts, axis=-1) / jnp.sum(member_counts, axis=-1)
         q, v = (jnp.mean(x, axis=-3) for x in members)
-        return FittedQ(action_values(q, v, trajectories), member_values, losses, parameters, scale)
+        error = _bellman_error(given, q, v, gap)
+        left = jnp.broadcast_to(left, error.shape)
+        return FittedQ(action_values(q, v, trajectories), member_values, losses, parameters, scale, error, left)
 
 
 def network_values(
@@ -204,7 +225,9 @@ def fitted_q_evaluation(
         fit: its standard error is that of the initial states alone, and too small, as the fit's is not in it. With
         `bootstrap` the standard error is the deviation of members, each with its own trajectories, and the interval is
         Student's t, or the normal one, with it; ten members or more are needed for that, and `resamples` is not looked at.
-        Diagnostics also `member_deviation` and `final_loss`, the last stretch of the curve.
+        Diagnostics also `member_deviation`; `final_loss`, the last stretch of the curve; and `bellman_error`,
+        `initial_error_left` and `unconverged`, which say how far the fit got (see the module); and `fit_in_error`, 1 if the
+        standard error includes the fit's, 0 if not.
 
     Raises:
         ValueError: for data or settings that cannot be meant.
@@ -216,28 +239,38 @@ def fitted_q_evaluation(
             f"interval={checked.interval!r} would resample values of one fit; with members of a bootstrap student_t and "
             "normal are allowed."
         )
-    shared = dict(discount=discount, counts=counts)
-    fit = fit_network_q(trajectories, target, key, config, horizon_exit=horizon_exit, **shared)
+    shared = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
+    fit = fit_network_q(trajectories, target, key, config, **shared)
     policies = fit.member_values.ndim > 1
-    flat = jax.tree.map(lambda x: x if policies else x[None], (fit.values.v, fit.member_values, fit.losses))
+    fits = fit._replace(scale=None, parameters=None)  # one of all policies, and not needed
     estimates = []
-    for v, members, losses in zip(*flat, strict=True):
-        found = corrected.direct_method(trajectories, v, counts=counts, horizon_exit=horizon_exit, **settings)
+    for i in range(len(fit.member_values) if policies else 1):
+        one = jax.tree.map(lambda x, i=i: x[i], fits) if policies else fits
+        found = corrected.direct_method(trajectories, one.values.v, counts=counts, horizon_exit=horizon_exit, **settings)
         with float64(trajectories, target, counts):
-            estimates.append(_with_members(found, members, losses, config, checked))
+            estimates.append(_with_members(found, one, fit.scale, config, checked))
     if not policies:
         return estimates[0]
     with float64(trajectories, target, counts):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *estimates)
 
 
-def _with_members(found: Estimate, members: Array, losses: Array, config: QConfig, settings: Settings) -> Estimate:
-    deviation = jnp.std(members, ddof=1) if config.members > 1 else jnp.zeros(())
-    final_loss = jnp.mean(losses[:, -1]).astype(jnp.float64)
-    found = found._replace(diagnostics=found.diagnostics | {"member_deviation": deviation, "final_loss": final_loss})
+def _with_members(found: Estimate, fit: FittedQ, scale: Scale, config: QConfig, settings: Settings) -> Estimate:
+    members = fit.member_values
+    size = jnp.maximum(jnp.abs(found.value), scale.value_deviation)
+    unconverged = (jnp.abs(fit.bellman_error) > _TOLERATED * size) | (fit.initial_error_left > _TOLERATED)
+    told = {
+        "member_deviation": jnp.std(members, ddof=1) if config.members > 1 else jnp.zeros(()),
+        "final_loss": jnp.mean(fit.losses[:, -1]).astype(jnp.float64),
+        "bellman_error": fit.bellman_error,
+        "initial_error_left": fit.initial_error_left,
+        "unconverged": unconverged.astype(jnp.float64),
+        "fit_in_error": jnp.asarray(float(config.bootstrap)),
+    }
+    found = found._replace(diagnostics=found.diagnostics | told)
     if not config.bootstrap:
         return found
-    found = found._replace(standard_error=deviation)
+    found = found._replace(standard_error=told["member_deviation"])
     if settings.level is None:
         return found
     # made so that the error of their mean is the deviation of members
@@ -245,6 +278,20 @@ def _with_members(found: Estimate, members: Array, losses: Array, config: QConfi
     method = normal_interval if settings.interval == "normal" else student_t_interval
     lower, upper = method(spread, level=settings.level, sides=settings.sides)
     return found._replace(lower=lower, upper=upper)
+
+
+def gap_of(given: Transitions) -> Array:
+    """`1 - mean(gamma c)` over the steps that count, `float64[]`: 1 - gamma where nothing ends."""
+    weights = given.steps.counts[:, None] * given.used
+    return 1.0 - given.discount * jnp.sum(weights * given.continues) / jnp.sum(weights)
+
+
+def _bellman_error(given: Transitions, q: Array, v: Array, gap: Array) -> Array:
+    """The mean of `r + gamma c V(s') - Q(s, a)` divided by the gap, `float64[...]`; infinite where the gap is 0."""
+    weights = given.steps.counts[:, None] * given.used
+    delta = given.steps.rewards + given.discount * given.continues * v[..., 1:] - q
+    mean = jnp.sum(weights * delta, axis=(-2, -1)) / jnp.sum(weights)
+    return jnp.where(gap > _SMALLEST_GAP, mean / jnp.maximum(gap, _SMALLEST_GAP), jnp.sign(mean) * jnp.inf)
 
 
 def _scale_of(given: Transitions) -> Scale:
@@ -262,7 +309,10 @@ def _scale_of(given: Transitions) -> Scale:
     mean = jnp.sum(weights * returns.T)
     deviation = jnp.sqrt(jnp.sum(weights * (returns.T - mean) ** 2))
     varies = deviation > 1e-10 * (1.0 + jnp.abs(mean))
-    return Scale(standardisation_of(given), mean, jnp.where(varies, deviation, 1.0))
+    gap = gap_of(given)
+    level = jnp.sum(weights * steps.rewards) / jnp.maximum(gap, _SMALLEST_GAP)
+    start = jnp.where(gap > _SMALLEST_GAP, level, mean)
+    return Scale(standardisation_of(given), start, jnp.where(varies, deviation, 1.0))
 
 
 def _member_counts(key: Array, given: Transitions, config: QConfig) -> Array:
