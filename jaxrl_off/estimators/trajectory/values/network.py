@@ -246,7 +246,9 @@ def fitted_q_evaluation(
     estimates = []
     for i in range(len(fit.member_values) if policies else 1):
         one = jax.tree.map(lambda x, i=i: x[i], fits) if policies else fits
-        found = corrected.direct_method(trajectories, one.values.v, counts=counts, horizon_exit=horizon_exit, **settings)
+        found = corrected.direct_method(
+            trajectories, one.values.v, counts=counts, horizon_exit=horizon_exit, **settings
+        )
         with float64(trajectories, target, counts):
             estimates.append(_with_members(found, one, fit.scale, config, checked))
     if not policies:
