@@ -1,4 +1,4 @@
-"""Benchmarks of a paper keep the settings that their committed results were made with, whatever the library's defaults become."""
+"""Benchmarks of a paper keep the settings of their committed results, whatever defaults the library comes to have."""
 
 import dataclasses
 import json
