@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-all test-fast lint format report throughput atari-smoke clean
+.PHONY: help install reproduce test test-all test-fast lint format report speed atari-smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,8 +42,10 @@ format: $(INSTALLED)  ## apply style
 report: $(INSTALLED)  ## rebuild results/report.html from the results at hand
 	$(BIN)/python -m benchmarks.report
 
-throughput: $(INSTALLED)  ## measure speed against rejax in an environment of its own
-	$(BIN)/python -m benchmarks.dapo.speed
+speed: $(INSTALLED)  ## measure speed against other libraries, each in an environment of its own
+	@for script in dapo.speed nppac.speed empirical_likelihood.speed star.speed star.fqe_speed deterministic.speed; do \
+		$(BIN)/python -m benchmarks.$$script || exit 1; \
+	done
 
 atari-smoke: $(INSTALLED)  ## watch learning start on one real Atari game (minutes)
 	$(BIN)/python -m benchmarks.dapo.atari --preset smoke

@@ -31,13 +31,47 @@ def figure(drawing: Any, path: Path) -> str:
     return f"<img alt='{path.stem}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
+# modules that have moved since results were committed with the old name in their command
+MOVED = {
+    "dapo_minatar": "dapo.minatar",
+    "dapo_atari": "dapo.atari",
+    "throughput": "dapo.speed",
+    "nppac_pathology": "nppac.pathology",
+    "nppac_adroit": "nppac.adroit",
+    "nppac_locomotion": "nppac.locomotion",
+    "throughput_kl": "nppac.speed",
+    "el_intervals": "empirical_likelihood.intervals",
+    "el_estimation": "empirical_likelihood.estimation",
+    "el_learning": "empirical_likelihood.learning",
+    "el_softmax": "empirical_likelihood.softmax",
+    "el_speed": "empirical_likelihood.speed",
+    "star_ope": "star.figure3",
+    "ope_coverage": "star.coverage",
+    "ope_suite": "star.suite",
+    "ope_speed": "star.speed",
+    "fqe_speed": "star.fqe_speed",
+    "deterministic_dr": "deterministic.study",
+    "deterministic_speed": "deterministic.speed",
+}
+
+
+def command_today(command: str) -> str:
+    """The command of a result file, with the name that its module has now."""
+    words = command.split(" ")
+    for place, word in enumerate(words):
+        room, _, name = word.partition(".")
+        if room == "benchmarks" and name in MOVED:
+            words[place] = f"benchmarks.{MOVED[name]}"
+    return " ".join(words)
+
+
 def where(content: dict[str, Any]) -> str:
     """Hardware, versions, command and date of a result file."""
     p = content["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in p["versions"].items())
     spent = f"; {content['compute_seconds'] / 60:.0f} process-minutes" if "compute_seconds" in content else ""
     return (
-        f"<p class='where'><code>{html.escape(p['command'])}</code><br>{p['date']}; {html.escape(p['device'])}, "
+        f"<p class='where'><code>{html.escape(command_today(p['command']))}</code><br>{p['date']}; {html.escape(p['device'])}, "
         f"{html.escape(p['processor'])}, {p['cores']} cores; Python {p['python']}, {versions}{spent}</p>"
     )
 
