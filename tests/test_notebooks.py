@@ -42,7 +42,7 @@ def _cheaply():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
