@@ -1,26 +1,61 @@
 """Learn from, and judge policies with, data that some other policy generated: pure functions that JAX compiles.
 
-Sub-packages are imported when first used, so that `import jaxrl_off` costs little more than `import jax`:
-`types`, `ops`, `distributions`, `networks`, `envs`, `data`, `references`, `agents`, `training`.
+Modules are imported when they are first used, so that `import jaxrl_off` costs little more than `import jax`, and every
+public module is reachable as an attribute: `jaxrl_off.estimators.bandit.ips`, `jaxrl_off.ops.returns.vtrace`.
+
+| module | what is in it |
+|---|---|
+| `types` | the data that flows: timesteps, rollouts, trajectories, bandit logs, estimates |
+| `ops` | mathematics on arrays: importance weights, returns, divergences, surrogates, intervals, Gaussian processes |
+| `distributions`, `networks` | distributions of actions, flax modules |
+| `envs` | environments behind one interface |
+| `data` | replay, readers and writers of logged data |
+| `references` | reference (behaviour) policies |
+| `agents` | algorithms that learn |
+| `estimators` | the value of a policy from data of another one: `bandit`, `trajectory`, `deterministic` |
+| `training` | loops, evaluation, runs with files |
+| `cli` | the command `jaxrl-off` |
+| `pytrees` | fields and checks that all configurations share |
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from jaxrl_off._lazy import modules_on_demand
+
+if TYPE_CHECKING:
+    from jaxrl_off import (
+        agents,
+        cli,
+        data,
+        distributions,
+        envs,
+        estimators,
+        networks,
+        ops,
+        pytrees,
+        references,
+        training,
+        types,
+    )
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("agents", "data", "distributions", "envs", "networks", "ops", "references", "training", "types")
-__all__ = ["__version__", *_SUBMODULES]
+__all__ = [
+    "__version__",
+    "agents",
+    "cli",
+    "data",
+    "distributions",
+    "envs",
+    "estimators",
+    "networks",
+    "ops",
+    "pytrees",
+    "references",
+    "training",
+    "types",
+]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a sub-package on first use."""
-    if name in _SUBMODULES:
-        return importlib.import_module(f"jaxrl_off.{name}")
-    raise AttributeError(f"module 'jaxrl_off' has no attribute {name!r}; it has: {', '.join(_SUBMODULES)}.")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)

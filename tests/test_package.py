@@ -18,6 +18,7 @@ PACKAGE = ROOT / "jaxrl_off"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Imports run from a higher number to a lower or equal one (DESIGN: types -> ops -> ... -> training -> cli).
 LEVELS = {
+    "_lazy": 0,
     "types": 0,
     "pytrees": 0,
     "ops": 1,
@@ -140,9 +141,81 @@ def test_import_is_light():
     assert output.strip() == ""
 
 
-def test_unknown_submodule_is_named():
-    import jaxrl_off
+def test_types_are_declared():
+    """Type checkers read the annotations of an installed package only where this file is part of it (PEP 561)."""
+    assert (PACKAGE / "py.typed").is_file()
 
-    with pytest.raises(AttributeError, match="no attribute 'estimator'"):
-        _ = jaxrl_off.estimator
-    assert jaxrl_off.ops.__name__ == "jaxrl_off.ops"
+
+def attribute(name: str) -> object:
+    thing = importlib.import_module("jaxrl_off")
+    for part in name.split(".")[1:]:
+        thing = getattr(thing, part)
+    return thing
+
+
+PUBLIC = [name for name in map(module_name, MODULES) if not re.search(r"\._", name)]
+# Functions that a package exports under the name of the module they live in; the module is reached by an import statement.
+SHADOWED = {
+    "jaxrl_off.cli.collect",
+    "jaxrl_off.cli.estimate_trajectories",
+    "jaxrl_off.estimators.bandit.cressie_read",
+    "jaxrl_off.references.ensemble",
+    "jaxrl_off.references.uniform",
+    "jaxrl_off.training.run",
+}
+
+
+@pytest.mark.parametrize("package", [module_name(p) for p in MODULES if p.stem == "__init__"])
+def test_every_public_name_is_listed_and_resolves(package):
+    module = importlib.import_module(package)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    assert dir(module) == sorted(module.__all__) or package == "jaxrl_off.cli"
+    if package != "jaxrl_off.cli":  # a program: its functions take the command line
+        below = {name.removeprefix(f"{package}.") for name in PUBLIC if name.startswith(f"{package}.")}
+        missing = {name for name in below if "." not in name} - set(module.__all__)
+        assert not missing, f"{package}.__all__ lacks its modules {sorted(missing)}"
+
+
+def test_every_public_module_is_reachable_by_attribute_alone():
+    """In a fresh process, so that no import statement of another module has bound what is asked for."""
+    code = f"""
+import types, jaxrl_off
+for name in {PUBLIC!r}:
+    thing = jaxrl_off
+    for part in name.split(".")[1:]:
+        thing = getattr(thing, part)
+    if isinstance(thing, types.ModuleType):
+        assert thing.__name__ == name
+    else:
+        print(name)
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert set(output.split()) == SHADOWED
+
+
+def test_functions_win_over_modules_of_the_same_name():
+    for name in SHADOWED:
+        module = importlib.import_module(name)
+        assert attribute(name) is getattr(module, name.rsplit(".", 1)[1]), name
+    star = importlib.import_module("jaxrl_off.estimators.trajectory.reward_processes.star")
+    assert attribute("jaxrl_off.estimators.trajectory.star") is star.star
+    assert attribute("jaxrl_off.estimators.trajectory.reward_processes.star") is star
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "jaxrl_off.estimator",
+            "module 'jaxrl_off' has no attribute 'estimator'. Did you mean 'estimators'\\? It has: .*agents",
+        ),
+        ("jaxrl_off.ops.return", "module 'jaxrl_off.ops' has no attribute 'return'. Did you mean 'returns'"),
+        ("jaxrl_off.estimators.trajectory.stars", "Did you mean 'star'\\?"),
+        ("jaxrl_off.zzz", "has no attribute 'zzz'. It has: "),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(asked, message):
+    with pytest.raises(AttributeError, match=message):
+        attribute(asked)

@@ -1,5 +1,10 @@
 """Algorithms: one file a family, each with a `Config`, its presets and `make(config, spec, ...) -> Agent`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxrl_off._lazy import modules_on_demand
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
 from jaxrl_off.agents.dapg import DapgConfig, NaturalGradientState
 from jaxrl_off.agents.divergence_augmented import AgentState
@@ -17,6 +22,19 @@ from jaxrl_off.agents.families import (
 from jaxrl_off.agents.kl_regularised import ActorCriticState
 from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
 
+if TYPE_CHECKING:
+    from jaxrl_off.agents import (
+        base,
+        dapg,
+        divergence_augmented,
+        divergence_augmented_config,
+        divergence_augmented_losses,
+        families,
+        kl_regularised,
+        kl_regularised_config,
+        kl_regularised_losses,
+    )
+
 __all__ = [
     "FAMILIES",
     "PRESETS",
@@ -29,10 +47,21 @@ __all__ = [
     "DivergenceAugmentedConfig",
     "KLRegularisedConfig",
     "NaturalGradientState",
+    "base",
     "check",
+    "dapg",
+    "divergence_augmented",
+    "divergence_augmented_config",
+    "divergence_augmented_losses",
+    "families",
     "family_of",
+    "kl_regularised",
+    "kl_regularised_config",
+    "kl_regularised_losses",
     "make",
     "preset",
     "wants_demonstrations",
     "wants_reference",
 ]
+
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)

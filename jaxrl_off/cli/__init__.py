@@ -13,6 +13,8 @@ from jaxrl_off.cli.estimate_trajectories import EstimateTrajectories, estimate_t
 from jaxrl_off.cli.listing import List, Reproduce, list_choices, reproduce
 from jaxrl_off.cli.training import Evaluate, Train, evaluate, train
 
+__all__ = ["main"]
+
 # jax is imported by the commands that need it, so that `--help` answers at once
 
 

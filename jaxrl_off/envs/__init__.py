@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxrl_off._lazy import modules_on_demand
 from jaxrl_off.envs.base import (
     ContinuousSpace,
     DiscreteSpace,
@@ -15,6 +16,23 @@ from jaxrl_off.envs.base import (
     vectorise,
 )
 
+if TYPE_CHECKING:
+    from jaxrl_off.envs import (
+        adroit,
+        atari,
+        base,
+        brax_envs,
+        chain,
+        finite,
+        gymnasium_envs,
+        gymnax_envs,
+        icu_sepsis,
+        labelled_bandit,
+        probes,
+        tabular,
+        workers,
+    )
+
 __all__ = [
     "ContinuousSpace",
     "DiscreteSpace",
@@ -22,10 +40,25 @@ __all__ = [
     "EnvironmentSpec",
     "LaneEnvironment",
     "Transitioned",
+    "adroit",
+    "atari",
+    "base",
+    "brax_envs",
+    "chain",
     "families",
+    "finite",
+    "gymnasium_envs",
+    "gymnax_envs",
+    "icu_sepsis",
+    "labelled_bandit",
     "make",
+    "probes",
+    "tabular",
     "vectorise",
+    "workers",
 ]
+
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)
 
 families = {
     "gymnax": "jaxrl_off.envs.gymnax_envs",

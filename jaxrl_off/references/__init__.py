@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxrl_off._lazy import modules_on_demand
 from jaxrl_off.references.base import Progress, Reference
 from jaxrl_off.references.calibration import (
     Calibration,
@@ -19,6 +20,14 @@ from jaxrl_off.references.ensemble import dropout, ensemble
 from jaxrl_off.references.gaussian_process import gp_icm, gp_independent, gp_sparse
 from jaxrl_off.references.network import gaussian_network
 from jaxrl_off.references.uniform import Uniform, uniform
+
+if TYPE_CHECKING:
+    from jaxrl_off.references import (
+        base,
+        calibration,
+        gaussian_process,
+        network,
+    )
 
 REFERENCES: dict[str, Callable[..., Reference]] = {
     "uniform": uniform,
@@ -60,16 +69,22 @@ __all__ = [
     "Progress",
     "Reference",
     "Uniform",
+    "base",
     "calibrate",
+    "calibration",
     "dropout",
     "ensemble",
     "gaussian_network",
+    "gaussian_process",
     "gp_icm",
     "gp_independent",
     "gp_sparse",
     "make",
+    "network",
     "on_plane",
     "plot_calibration",
     "principal_plane",
     "uniform",
 ]
+
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)

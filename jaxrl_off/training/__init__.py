@@ -1,5 +1,10 @@
 """Training loops: pure `train(config, key)` for notebooks, and `run` with files, progress and exact resume."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxrl_off._lazy import modules_on_demand
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.demonstrations import collect, policy_of, policy_of_file
 from jaxrl_off.training.evaluation import Evaluation, evaluate, summarise_evaluation
@@ -19,6 +24,21 @@ from jaxrl_off.training.settings import LoopSettings, Plan, plan
 from jaxrl_off.training.stored import LoadedRun, load_run
 from jaxrl_off.training.trajectories import PolicyFunctions, monte_carlo_value, policy_functions, roll_out
 
+if TYPE_CHECKING:
+    from jaxrl_off.training import (
+        checkpoints,
+        demonstrated,
+        demonstrations,
+        evaluation,
+        loop,
+        metrics,
+        progress,
+        regimes,
+        settings,
+        stored,
+        trajectories,
+    )
+
 __all__ = [
     "REGIMES",
     "CheckpointError",
@@ -34,21 +54,34 @@ __all__ = [
     "TrainResult",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "checkpoints",
     "collect",
+    "demonstrated",
+    "demonstrations",
     "evaluate",
+    "evaluation",
     "load_run",
+    "loop",
     "make_loop",
     "make_train",
+    "metrics",
     "monte_carlo_value",
     "plan",
     "policy_functions",
     "policy_of",
     "policy_of_file",
+    "progress",
     "regime",
+    "regimes",
     "roll_out",
     "run",
+    "settings",
     "stack_configs",
+    "stored",
     "summarise",
     "summarise_evaluation",
     "sweep",
+    "trajectories",
 ]
+
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)

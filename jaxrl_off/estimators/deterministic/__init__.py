@@ -1,26 +1,88 @@
 """Kernelised doubly robust estimates of the value of a deterministic policy, and of its gradient."""
 
-from jaxrl_off.estimators.deterministic.bandwidth import extrapolate as extrapolate
-from jaxrl_off.estimators.deterministic.bandwidth import plug_in_bandwidth as plug_in_bandwidth
-from jaxrl_off.estimators.deterministic.bandwidth import rate_bandwidth as rate_bandwidth
-from jaxrl_off.estimators.deterministic.bandwidth import select_bandwidth as select_bandwidth
-from jaxrl_off.estimators.deterministic.behaviour import estimate_behaviour_density as estimate_behaviour_density
-from jaxrl_off.estimators.deterministic.estimates import METHODS as METHODS
-from jaxrl_off.estimators.deterministic.estimates import evaluate as evaluate
-from jaxrl_off.estimators.deterministic.estimates import gradient as gradient
-from jaxrl_off.estimators.deterministic.gradients import GradientEstimate as GradientEstimate
-from jaxrl_off.estimators.deterministic.learning import OBJECTIVES as OBJECTIVES
-from jaxrl_off.estimators.deterministic.learning import Learning as Learning
-from jaxrl_off.estimators.deterministic.learning import deterministic_policy_gradient as deterministic_policy_gradient
-from jaxrl_off.estimators.deterministic.learning import learn as learn
-from jaxrl_off.estimators.deterministic.learning import split as split
-from jaxrl_off.estimators.deterministic.metric import kernel_metric as kernel_metric
-from jaxrl_off.estimators.deterministic.nuisances import Nuisances as Nuisances
-from jaxrl_off.estimators.deterministic.nuisances import fit_action_gradient as fit_action_gradient
-from jaxrl_off.estimators.deterministic.nuisances import fit_curvature as fit_curvature
-from jaxrl_off.estimators.deterministic.nuisances import fit_nuisances as fit_nuisances
-from jaxrl_off.estimators.deterministic.nuisances import given_nuisances as given_nuisances
-from jaxrl_off.estimators.deterministic.regressions import LinearSieve as LinearSieve
-from jaxrl_off.estimators.deterministic.regressions import NetworkRegression as NetworkRegression
-from jaxrl_off.estimators.deterministic.smoothing import Smoothing as Smoothing
-from jaxrl_off.estimators.deterministic.smoothing import action_scale as action_scale
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxrl_off._lazy import modules_on_demand
+from jaxrl_off.estimators.deterministic.bandwidth import (
+    extrapolate,
+    plug_in_bandwidth,
+    rate_bandwidth,
+    select_bandwidth,
+)
+from jaxrl_off.estimators.deterministic.behaviour import estimate_behaviour_density
+from jaxrl_off.estimators.deterministic.estimates import METHODS, evaluate, gradient
+from jaxrl_off.estimators.deterministic.gradients import GradientEstimate
+from jaxrl_off.estimators.deterministic.learning import (
+    OBJECTIVES,
+    Learning,
+    deterministic_policy_gradient,
+    learn,
+    split,
+)
+from jaxrl_off.estimators.deterministic.metric import kernel_metric
+from jaxrl_off.estimators.deterministic.nuisances import (
+    Nuisances,
+    fit_action_gradient,
+    fit_curvature,
+    fit_nuisances,
+    given_nuisances,
+)
+from jaxrl_off.estimators.deterministic.regressions import LinearSieve, NetworkRegression
+from jaxrl_off.estimators.deterministic.smoothing import Smoothing, action_scale
+
+if TYPE_CHECKING:
+    from jaxrl_off.estimators.deterministic import (
+        bandwidth,
+        behaviour,
+        estimates,
+        gradients,
+        learning,
+        metric,
+        nuisances,
+        ratios,
+        recursions,
+        regressions,
+        smoothing,
+    )
+
+__all__ = [
+    "METHODS",
+    "OBJECTIVES",
+    "GradientEstimate",
+    "Learning",
+    "LinearSieve",
+    "NetworkRegression",
+    "Nuisances",
+    "Smoothing",
+    "action_scale",
+    "bandwidth",
+    "behaviour",
+    "deterministic_policy_gradient",
+    "estimate_behaviour_density",
+    "estimates",
+    "evaluate",
+    "extrapolate",
+    "fit_action_gradient",
+    "fit_curvature",
+    "fit_nuisances",
+    "given_nuisances",
+    "gradient",
+    "gradients",
+    "kernel_metric",
+    "learn",
+    "learning",
+    "metric",
+    "nuisances",
+    "plug_in_bandwidth",
+    "rate_bandwidth",
+    "ratios",
+    "recursions",
+    "regressions",
+    "select_bandwidth",
+    "smoothing",
+    "split",
+]
+
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)

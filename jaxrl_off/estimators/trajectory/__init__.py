@@ -22,82 +22,195 @@ Where linear or network versions share the name of a tabular estimator (`gen_dic
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "behaviour": ("BehaviourReport", "clone_behaviour"),
-    "columns.target_policy": ("TargetActions", "target_actions"),
-    "columns.transitions": ("ActionValues",),
-    "occupancy.tabular": (
-        "best_dice",
-        "density_ratio",
-        "dual_dice",
-        "gen_dice",
-        "marginalised_is",
-        "minimax_weight",
-    ),
-    "reward_processes.process": ("AbstractRewardProcess",),
-    "reward_processes.selection": (
-        "Candidates",
-        "Selection",
-        "opera",
-        "select_by_error",
-        "select_by_slope",
-        "star_candidates",
-    ),
-    "reward_processes.star": ("abstract_reward_process", "star", "star_values"),
-    "streaming": ("Moments", "Stream", "merge", "star_streaming"),
-    "suite": ("evaluate",),
-    "values.linear": ("LinearQ", "fit_linear_q", "linear_q_evaluation"),
-    "values.network": (
-        "FittedQ",
-        "FittedQConfig",
-        "MinimaxQConfig",
-        "fit_network_q",
-        "fitted_q_evaluation",
-        "network_values",
-    ),
-    "values.tabular": ("model_based", "mrdr", "q_regression", "tabular_q", "values_on"),
-    "values.traces": ("fit_traces", "trace_evaluation"),
-    "weights.doubly_robust": (
-        "cross_fitted",
-        "direct_method",
-        "double_reinforcement_learning",
-        "doubly_robust",
-        "weighted_doubly_robust",
-    ),
-    "weights.importance": ("cwpdis", "empirical_likelihood", "naive", "pdis", "trajectory_is", "wis"),
-    "weights.magic": ("magic",),
-}
-_MODULES = (
+from jaxrl_off._lazy import modules_on_demand
+from jaxrl_off.estimators.trajectory.behaviour import (
+    BehaviourReport,
+    clone_behaviour,
+)
+from jaxrl_off.estimators.trajectory.columns.target_policy import (
+    TargetActions,
+    target_actions,
+)
+from jaxrl_off.estimators.trajectory.columns.transitions import (
+    ActionValues,
+)
+from jaxrl_off.estimators.trajectory.occupancy.tabular import (
+    best_dice,
+    density_ratio,
+    dual_dice,
+    gen_dice,
+    marginalised_is,
+    minimax_weight,
+)
+from jaxrl_off.estimators.trajectory.reward_processes.abstractions import (
+    Abstraction,
+)
+from jaxrl_off.estimators.trajectory.reward_processes.process import (
+    AbstractRewardProcess,
+)
+from jaxrl_off.estimators.trajectory.reward_processes.selection import (
+    Candidates,
+    Selection,
+    opera,
+    select_by_error,
+    select_by_slope,
+    star_candidates,
+)
+from jaxrl_off.estimators.trajectory.reward_processes.star import (
+    abstract_reward_process,
+    star,
+    star_values,
+)
+from jaxrl_off.estimators.trajectory.streaming import (
+    Moments,
+    Stream,
+    merge,
+    star_streaming,
+)
+from jaxrl_off.estimators.trajectory.suite import (
+    ESTIMATORS,
+    evaluate,
+)
+from jaxrl_off.estimators.trajectory.values.fitting_model import (
+    FittedModelConfig,
+)
+from jaxrl_off.estimators.trajectory.values.linear import (
+    LinearQ,
+    fit_linear_q,
+    linear_q_evaluation,
+)
+from jaxrl_off.estimators.trajectory.values.model import (
+    FittedModel,
+    fit_model,
+    model_values,
+)
+from jaxrl_off.estimators.trajectory.values.network import (
+    FittedQ,
+    FittedQConfig,
+    MinimaxQConfig,
+    fit_network_q,
+    fitted_q_evaluation,
+    network_values,
+)
+from jaxrl_off.estimators.trajectory.values.tabular import (
+    model_based,
+    mrdr,
+    q_regression,
+    tabular_q,
+    values_on,
+)
+from jaxrl_off.estimators.trajectory.values.traces import (
+    fit_traces,
+    trace_evaluation,
+)
+from jaxrl_off.estimators.trajectory.weights.doubly_robust import (
+    cross_fitted,
+    direct_method,
+    double_reinforcement_learning,
+    doubly_robust,
+    weighted_doubly_robust,
+)
+from jaxrl_off.estimators.trajectory.weights.importance import (
+    cwpdis,
+    empirical_likelihood,
+    naive,
+    pdis,
+    trajectory_is,
+    wis,
+)
+from jaxrl_off.estimators.trajectory.weights.magic import (
+    magic,
+)
+
+if TYPE_CHECKING:
+    from jaxrl_off.estimators.trajectory import (
+        behaviour,
+        bounds,
+        columns,
+        occupancy,
+        reward_processes,
+        statistics,
+        steps,
+        streaming,
+        suite,
+        values,
+        weights,
+    )
+
+__all__ = [
+    "ESTIMATORS",
+    "AbstractRewardProcess",
+    "Abstraction",
+    "ActionValues",
+    "BehaviourReport",
+    "Candidates",
+    "FittedModel",
+    "FittedModelConfig",
+    "FittedQ",
+    "FittedQConfig",
+    "LinearQ",
+    "MinimaxQConfig",
+    "Moments",
+    "Selection",
+    "Stream",
+    "TargetActions",
+    "abstract_reward_process",
     "behaviour",
+    "best_dice",
     "bounds",
+    "clone_behaviour",
     "columns",
+    "cross_fitted",
+    "cwpdis",
+    "density_ratio",
+    "direct_method",
+    "double_reinforcement_learning",
+    "doubly_robust",
+    "dual_dice",
+    "empirical_likelihood",
+    "evaluate",
+    "fit_linear_q",
+    "fit_model",
+    "fit_network_q",
+    "fit_traces",
+    "fitted_q_evaluation",
+    "gen_dice",
+    "linear_q_evaluation",
+    "magic",
+    "marginalised_is",
+    "merge",
+    "minimax_weight",
+    "model_based",
+    "model_values",
+    "mrdr",
+    "naive",
+    "network_values",
     "occupancy",
+    "opera",
+    "pdis",
+    "q_regression",
     "reward_processes",
+    "select_by_error",
+    "select_by_slope",
+    "star",
+    "star_candidates",
+    "star_streaming",
+    "star_values",
     "statistics",
     "steps",
     "streaming",
     "suite",
+    "tabular_q",
+    "target_actions",
+    "trace_evaluation",
+    "trajectory_is",
     "values",
+    "values_on",
+    "weighted_doubly_robust",
     "weights",
-)
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+    "wis",
+]
 
-__all__ = sorted([*_HOME_OF, *_MODULES])
-
-
-def __getattr__(name: str) -> Any:
-    """The public name from its home, which is imported when it is first asked for."""
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = modules_on_demand(__name__, __all__)
