@@ -63,7 +63,10 @@ def ours(kind: str, count: int, horizon: int) -> Callable[[], Answer]:
     if kind == "all":
         states, actions = process(count, horizon)
         log_density = -0.5 * (actions - 0.8 * states) ** 2 - 0.5 * np.log(2.0 * np.pi)
-        data, smoothing = logged(states, actions, -(states**2), log_density), det.Smoothing(WIDTH, form="soft")
+        data, smoothing = (
+            logged(states, actions, -(states**2), log_density),
+            det.Smoothing(WIDTH, form="soft", scale=1.0),
+        )
 
         def together() -> Answer:
             fit = det.fit_nuisances(data, gained, 1.2, smoothing, gradient=True)
@@ -80,7 +83,7 @@ def ours(kind: str, count: int, horizon: int) -> Callable[[], Answer]:
     settings = dict(self_normalised=kind == "sn", level=LEVEL, interval="bootstrap", resamples=RESAMPLES)
 
     def interval() -> Answer:
-        found = det.evaluate(method, data, gained, 1.0, det.Smoothing(WIDTH), nuisances, **settings)
+        found = det.evaluate(method, data, gained, 1.0, det.Smoothing(WIDTH, scale=1.0), nuisances, **settings)
         return {name: float(getattr(found, name)) for name in ("value", "lower", "upper")}
 
     return interval

@@ -176,7 +176,7 @@ def slopes(horizon: int, form: str, sizes: tuple[int, ...], repetitions: int) ->
     for count in sizes:
 
         def one(key: Any, width: Any, count: int = count) -> dict[str, Any]:
-            data, smoothing = simulate(key, count, process), det.Smoothing(width, form=form)
+            data, smoothing = simulate(key, count, process), det.Smoothing(width, form=form, scale=1.0)
             return estimates(data, process, smoothing, fitted(data, process, smoothing), methods)
 
         found = {}
@@ -200,7 +200,7 @@ def gradients(count: int, repetitions: int) -> dict[str, Any]:
     from jaxrl_off.estimators import deterministic as det
 
     process, width = Process(10, 1.0), (12.0 / count) ** 0.2
-    smoothing = det.Smoothing(width, form="soft")
+    smoothing = det.Smoothing(width, form="soft", scale=1.0)
 
     def one(key: Any) -> dict[str, Any]:
         data = simulate(key, count, process)
@@ -231,7 +231,7 @@ def robustness(count: int, horizon: int, repetitions: int) -> dict[str, Any]:
     # not the authors' gain of 1, where the gradient is 0, nor their h of 0.2 and no noise: states would have nearly the law of
     # the behaviour policy, so that w = 1 would be right, and q would be found exactly
     process, width = Process(horizon, 1.3, deviation=0.2), 0.14
-    smoothing = det.Smoothing(width, form="soft")
+    smoothing = det.Smoothing(width, form="soft", scale=1.0)
     columns = ("q", "v", "q_gradient", "v_gradient")
 
     def one(key: Any) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def forms(count: int, horizon: int, noise: float, repetitions: int) -> dict[str,
     true = dict(zip(("value", "gradient"), truth(process), strict=True))
     found = {}
     for form in ("soft", "point", "mixed"):
-        smoothing = det.Smoothing(0.05, form=form)
+        smoothing = det.Smoothing(0.05, form=form, scale=1.0)
 
         def one(key: Any, smoothing: Any = smoothing) -> dict[str, Any]:
             data = simulate(key, count, process)
@@ -302,7 +302,7 @@ def learning(count: int, horizon: int, objective: str, repetitions: int) -> dict
 
     process = Process(horizon, 1.0)
     soft = det.Smoothing((3.0 / count) ** 0.2, form="soft")
-    mixed = det.Smoothing(det.rate_bandwidth(count, undersmooth=True))
+    mixed = det.Smoothing(det.rate_bandwidth(count, undersmooth=True), scale=1.0)
 
     def one(key: Any) -> dict[str, Any]:
         start_key, key, other = jax.random.split(key, 3)

@@ -67,7 +67,7 @@ def rate_bandwidth(
         dimension: A.
         gradient: whether it is for a gradient.
         undersmooth: for intervals: 3 in the place of 4, and 5 of 6, so that bias vanishes next to the error.
-        constant: in units of the actions (or of `Smoothing.scale`).
+        constant: in units of `Smoothing.scale`, by default the deviations of the logged actions.
 
     Raises:
         ValueError: for numbers that are not positive, or unknown methods.

@@ -137,7 +137,7 @@ def evaluate(
         >>> data = Trajectories(x, 0.5 * x, -np.square(x[..., 0]), density, ends, ends, ~ends, None)
         >>> def policy(gain, observations):
         ...     return gain * observations
-        >>> found = evaluate("cumulative_importance_sampling", data, policy, 0.5, Smoothing(0.5, kernel="uniform"))
+        >>> found = evaluate("cumulative_importance_sampling", data, policy, 0.5, Smoothing(0.5, kernel="uniform", scale=1.0))
         >>> print(f"{found.value:.4f}")
         -0.8571
     """

@@ -118,7 +118,7 @@ def deterministic_policy_gradient(
     checked = settings_of(**settings)
     with float64(trajectories, parameters, action_gradient, nuisances, counts):
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
-        ratios = ratios_of(neutral, policy, parameters, Smoothing(1.0), discount=discount, counts=counts)
+        ratios = ratios_of(neutral, policy, parameters, Smoothing(1.0, scale=1.0), discount=discount, counts=counts)
         mask, slopes = ratios.steps.mask, jnp.asarray(action_gradient, jnp.float64)
         ratio = jnp.ones(mask.shape) if nuisances.ratio is None else jnp.asarray(nuisances.ratio, jnp.float64)
         if slopes.shape != ratios.actions.shape or ratio.shape != mask.shape:

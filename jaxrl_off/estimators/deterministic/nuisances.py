@@ -37,7 +37,7 @@ from jaxrl_off.estimators.deterministic.recursions import (
     stacked,
 )
 from jaxrl_off.estimators.deterministic.regressions import Fitted, LinearSieve, NetworkRegression, regression_of
-from jaxrl_off.estimators.deterministic.smoothing import Smoothing, action_nodes
+from jaxrl_off.estimators.deterministic.smoothing import Smoothing, action_nodes, required
 from jaxrl_off.types import Array, PyTree, Trajectories
 
 
@@ -96,7 +96,7 @@ def given_nuisances(
     with float64(trajectories, parameters, smoothing):
         # the ratios are not looked at: known functions need no behaviour density
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
-        ratios = ratios_of(neutral, policy, parameters, smoothing.replace(form="mixed"))
+        ratios = ratios_of(neutral, policy, parameters, required(smoothing).replace(form="mixed"))
         smoothing = ratios.smoothing.replace(form=smoothing.form)
         shape, size = ratios.steps.mask.shape, ratios.actions.shape[-1]
         flat, restore = ravel_pytree(ratios.parameters)
@@ -275,7 +275,7 @@ def _fit_derivatives(
     with float64(trajectories, parameters, smoothing, counts, model):
         # q needs no ratios
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
-        smoothing = smoothing.replace(form="mixed")
+        smoothing = required(smoothing).replace(form="mixed")
         ratios = ratios_of(neutral, policy, parameters, smoothing, discount=discount, counts=counts)
         settings = dict(policy=policy, folds=folds, order=order)
         found = _derivatives(

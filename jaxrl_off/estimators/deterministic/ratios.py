@@ -16,7 +16,15 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxrl_off.estimators.common import is_concrete
-from jaxrl_off.estimators.deterministic.smoothing import NO_SLOPE, Smoothing, checked, log_kernel, refusing_gradients
+from jaxrl_off.estimators.deterministic.smoothing import (
+    NO_SLOPE,
+    Smoothing,
+    checked,
+    deviations,
+    log_kernel,
+    refusing_gradients,
+    required,
+)
 from jaxrl_off.estimators.trajectory.steps import Steps, steps_of
 from jaxrl_off.types import Array, PyTree, Trajectories
 
@@ -75,12 +83,12 @@ def ratios_of(
         scores: whether to have g_t.
 
     Raises:
-        ValueError: for what `trajectory.common.steps_of` and `smoothing.checked` refuse; missing or infinite observations and
+        ValueError: for what `trajectory.steps.steps_of` and `smoothing.checked` refuse; missing or infinite observations and
             actions; policies of other shapes, or out of the bounds; metrics of other shapes or determinants; a behaviour
             density that is 0 at the target action; and when differentiated, for the uniform kernel and for a density at the
             target that is no function.
     """
-    point = smoothing.form == "point"
+    point = required(smoothing).form == "point"
     if scores and smoothing.kernel == "uniform":
         raise ValueError(NO_SLOPE)
     if point and behaviour_at_target is None:
@@ -99,6 +107,8 @@ def ratios_of(
             f"actions have shape {actions.shape}; float[n, T, A] is needed, with A = 1 for single numbers."
         )
     parameters = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), parameters)
+    if smoothing.scale is None:
+        smoothing = smoothing.replace(scale=deviations(actions, steps.mask))
     smoothing = checked(smoothing, actions.shape[-1])
     smoothing = smoothing.replace(metric=_metric(smoothing.metric, steps))
     numerator, target, at_target, slopes = _kernels(
@@ -219,7 +229,9 @@ def data_column(name: str, given: Any, steps: Steps, trailing: int) -> Array:
         wrong = mask & ~jnp.isfinite(column).reshape(*mask.shape, -1).all(axis=-1)
         if is_concrete(wrong) and bool(jnp.any(wrong)):
             row, step = np.argwhere(np.asarray(wrong))[0]
-            raise ValueError(f"{name} must be finite; step {step} of trajectory {row} is not. Mend the data.")
+            raise ValueError(
+                f"{name} must be finite; step {step} of trajectory {row} is not. Fix or remove these trajectories."
+            )
     known = column[jnp.argmax(mask[:, 0]), 0]
     return jnp.where(mask.reshape(*mask.shape, *[1] * (column.ndim - 2)), column, known)
 

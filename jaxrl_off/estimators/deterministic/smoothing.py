@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete
 from jaxrl_off.ops.kernels import SMOOTHING_KERNELS, kernel_quadrature
 from jaxrl_off.pytrees import static
 from jaxrl_off.types import Array, Trajectories
@@ -41,13 +41,15 @@ class Smoothing:
     for the same h. The others aim at the deterministic policy: a bias of order h^2, which is 0 where q is exact.
 
     Attributes:
-        bandwidth: h > 0. Derivatives do not pass through it.
+        bandwidth: h > 0, in units of `scale`. Derivatives do not pass through it.
         form: "mixed", "soft" or "point".
         kernel: key of `ops.kernels.SMOOTHING_KERNELS`; "uniform" has no gradient, and refuses to be differentiated.
         nodes: of the quadrature of soft values, for each dimension of actions: exact for q that are polynomials in the
             action of degree up to `2 nodes - 1`. Where products would have more than 243 nodes, a rule exact to degree 3.
             Of no influence where actions are bounded: there are 24 nodes a dimension then, for up to 2 dimensions.
-        scale: `float[A]`, units of the actions, such as `action_scale` gives; None for 1.
+        scale: `float[A]` or one number, units of the actions. None (the default) for `action_scale` of the trajectories, the
+            deviations of the logged actions: bandwidths have no unit then, and estimates do not depend on that of the actions.
+            1 for bandwidths in the units of the actions.
         lower: `float[A]`, bounds of the actions, or None.
         upper: `float[A]`, or None.
         metric: `float[n, T, A, A]`, R, of `metric.kernel_metric`, of determinant 1, or None; not together with bounds.
@@ -63,7 +65,7 @@ class Smoothing:
     metric: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid settings."""
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
         if self.kernel not in SMOOTHING_KERNELS:
@@ -78,11 +80,25 @@ class Smoothing:
             )
 
 
+def required(smoothing: Any) -> Smoothing:
+    """The argument, if it is a `Smoothing`.
+
+    Raises:
+        ValueError: if it is something else, such as a bandwidth alone.
+    """
+    if not isinstance(smoothing, Smoothing):
+        raise ValueError(
+            f"smoothing must be a Smoothing, got {smoothing!r}. For a bandwidth h write Smoothing(h), or "
+            "Smoothing(rate_bandwidth(n)) for one that suits n trajectories."
+        )
+    return smoothing
+
+
 def checked(smoothing: Smoothing, size: int) -> Smoothing:
     """The same in float64, numbers checked where they are known.
 
     Args:
-        smoothing: as given.
+        smoothing: as given, with a scale; None is taken for 1 here, where no log is known.
         size: A.
 
     Raises:
@@ -122,8 +138,8 @@ def checked(smoothing: Smoothing, size: int) -> Smoothing:
     return found.replace(metric=None if metric is None else jax.lax.stop_gradient(metric))
 
 
-def action_scale(trajectories: Trajectories) -> np.ndarray:
-    """Deviations of the logged actions over all steps, `float64[A]`, for `Smoothing.scale`.
+def action_scale(trajectories: Trajectories) -> Array:
+    """Deviations of the logged actions over all steps, `float64[A]`: the default of `Smoothing.scale`.
 
     Args:
         trajectories: with actions `float[n, T, A]`.
@@ -136,10 +152,25 @@ def action_scale(trajectories: Trajectories) -> np.ndarray:
     if actions is None or actions.ndim != 3 or actions.shape[:2] != mask.shape:
         given = None if actions is None else actions.shape
         raise ValueError(f"actions must be float[n, T, A] with the mask's [n, T] = {mask.shape}, got {given}.")
-    found = actions[mask].std(axis=0)
-    if not (found > 0).all():
-        raise ValueError(f"deviations of the actions are {found}; leave out those that never vary.")
-    return found
+    with float64(actions):
+        return deviations(jnp.asarray(actions), jnp.asarray(mask))
+
+
+def deviations(actions: Array, mask: Array) -> Array:
+    """Standard deviations `float64[A]` of actions `[n, T, A]` over the steps of the mask `[n, T]`.
+
+    Raises:
+        ValueError: for an action that does not vary.
+    """
+    share = mask / jnp.sum(mask)
+    mean = jnp.tensordot(share, actions, axes=2)
+    variance = jnp.tensordot(share, jnp.square(actions - mean), axes=2)
+    if is_concrete(variance) and not bool(jnp.all(variance > 1e-20 * jnp.square(mean))):
+        raise ValueError(
+            f"logged actions have deviations {np.sqrt(np.asarray(variance))}: one of them never varies, so the log says "
+            "nothing about other values of it. Leave out actions that never vary."
+        )
+    return jax.lax.stop_gradient(jnp.sqrt(variance))
 
 
 def refusing_gradients(message: str) -> Callable[[Array], Array]:

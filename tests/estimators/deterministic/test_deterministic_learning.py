@@ -64,7 +64,7 @@ def test_fitted_slopes_of_q_are_those_of_the_quadratic(data):
 def test_learns_the_best_gain(data, objective):
     """From 1.2; a gradient of the wrong sign, or none, ends above it."""
     options = dict(objective=objective, steps=40, learning_rate=0.03)
-    found = det.learn(data, policy, 1.2, det.Smoothing(WIDTH, form="soft"), **options)
+    found = det.learn(data, policy, 1.2, det.Smoothing(WIDTH, form="soft", scale=1.0), **options)
     assert abs(found.parameters - 1.0) < 0.03
     assert found.path[0] == 1.2
     assert found.objective.shape == found.gradient_norm.shape == (40,)
@@ -72,7 +72,7 @@ def test_learns_the_best_gain(data, objective):
 
 
 def test_the_first_step_is_along_the_gradient(data):
-    smoothing = det.Smoothing(WIDTH, form="soft")
+    smoothing = det.Smoothing(WIDTH, form="soft", scale=1.0)
     learned = det.learn(data, policy, 1.2, smoothing, steps=4, refit=2)
     nuisances = det.fit_nuisances(data, policy, 1.2, smoothing, gradient=True)
     wanted = det.gradient("marginal_doubly_robust", data, policy, 1.2, smoothing, nuisances).value
@@ -97,7 +97,7 @@ def test_parameters_may_be_any_tree(data):
 
     start = {"gain": np.array([[1.2]], np.float32), "offset": np.zeros(1, np.float32)}
     options = dict(objective="direct_method", steps=40, learning_rate=0.03)
-    found = det.learn(data, affine, start, det.Smoothing(WIDTH, form="soft"), **options)
+    found = det.learn(data, affine, start, det.Smoothing(WIDTH, form="soft", scale=1.0), **options)
     assert found.path["gain"].shape == (40, 1, 1)
     assert abs(found.parameters["gain"][0, 0] - 1.0) < 0.05
     assert abs(found.parameters["offset"][0]) < 0.05
@@ -114,7 +114,7 @@ def test_split_keeps_every_trajectory_once(data):
 
 
 def test_what_cannot_be_meant_is_refused(data):
-    smoothing = det.Smoothing(WIDTH)
+    smoothing = det.Smoothing(WIDTH, scale=1.0)
     with pytest.raises(ValueError, match="objective must be one of"):
         det.learn(data, policy, 1.2, smoothing, objective="marginal_policy_gradient")
     with pytest.raises(ValueError, match="multiple of refit"):
@@ -122,7 +122,7 @@ def test_what_cannot_be_meant_is_refused(data):
     with pytest.raises(ValueError, match="self_normalised"):
         det.learn(data, policy, 1.2, smoothing, objective="deterministic_policy_gradient", self_normalised=True)
     with pytest.raises(ValueError, match="behaviour_at_target"):
-        det.learn(data, policy, 1.2, det.Smoothing(WIDTH, form="point"))
+        det.learn(data, policy, 1.2, det.Smoothing(WIDTH, form="point", scale=1.0))
     with pytest.raises(ValueError, match="marginal ratio"):
         det.deterministic_policy_gradient(data, policy, 1.2, data.actions, det.Nuisances())
     with pytest.raises(ValueError, match="must be"):

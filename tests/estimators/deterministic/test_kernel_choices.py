@@ -55,7 +55,7 @@ def test_kernels_of_two_actions_are_densities_whose_means_the_nodes_have(kernel,
 def test_scores_know_of_the_mass_within_bounds(kernel, target):
     """Also at a bound itself, where a policy that is clipped often is; from inside."""
     with jax.enable_x64(True):
-        smoothing = checked(det.Smoothing(0.4, kernel=kernel, lower=-1.0, upper=1.0), 1)
+        smoothing = checked(det.Smoothing(0.4, kernel=kernel, lower=-1.0, upper=1.0, scale=1.0), 1)
         action = jnp.array([target - 0.1 if target > 0 else target + 0.1])
 
         def log_density(target):
@@ -69,20 +69,51 @@ def test_scores_know_of_the_mass_within_bounds(kernel, target):
 def test_bounded_soft_values_of_smooth_functions_are_exact_to_many_digits():
     """Of a normal cut at one side, whose moments are known."""
     with jax.enable_x64(True):
-        smoothing = checked(det.Smoothing(1.0, form="soft", lower=-0.5, upper=np.inf), 1)
+        smoothing = checked(det.Smoothing(1.0, form="soft", lower=-0.5, upper=np.inf, scale=1.0), 1)
         nodes, weights = (np.asarray(x)[0] for x in action_nodes(smoothing, jnp.zeros((1, 1))))
         density = np.exp(-0.125) / np.sqrt(2.0 * np.pi) / float(1.0 - jax.scipy.special.ndtr(-0.5))
     mean = weights @ nodes[:, 0]
     np.testing.assert_allclose(mean, density, rtol=1e-6)
     np.testing.assert_allclose(weights @ nodes[:, 0] ** 2, 1.0 - 0.5 * density, rtol=1e-6)
     with pytest.raises(ValueError, match="too many nodes"), jax.enable_x64(True):
-        action_nodes(checked(det.Smoothing(1.0, form="soft", lower=-1.0, upper=1.0), 3), jnp.zeros((1, 3)))
+        action_nodes(checked(det.Smoothing(1.0, form="soft", lower=-1.0, upper=1.0, scale=1.0), 3), jnp.zeros((1, 3)))
 
 
 def test_the_scale_is_the_deviation_of_what_was_done(bandit):
     np.testing.assert_allclose(det.action_scale(bandit), np.std(bandit.actions, axis=(0, 1)))
     with pytest.raises(ValueError, match="never vary"):
         det.action_scale(bandit._replace(actions=np.zeros_like(bandit.actions)))
+
+
+@pytest.mark.parametrize("unit", [0.1, 100.0])
+def test_estimates_do_not_depend_on_the_unit_of_actions(unit):
+    """Earlier versions took a bandwidth of n^(-1/5) for one in the units of the actions: in units of 0.1 nothing was right."""
+    rng = np.random.default_rng(0)
+    n = 2000
+    x, noise = rng.normal(size=(n, 1, 1)), rng.normal(size=(n, 1, 1))
+    ends = np.ones((n, 1), bool)
+    density = -0.5 * noise[..., 0] ** 2 - 0.5 * np.log(2.0 * np.pi)
+    actions = 0.8 * x + noise
+    log = Trajectories(x, actions, -((actions - x)[..., 0] ** 2), density, ends, ends, ~ends, None)
+    scaled = log._replace(actions=unit * actions, behaviour_log_prob=density - np.log(unit))
+
+    def policy(gain, observations):
+        return gain * observations
+
+    smoothing, method = det.Smoothing(det.rate_bandwidth(n)), "marginal_importance_sampling"
+    one = det.evaluate(method, log, policy, 1.0, smoothing, level=0.95)
+    other = det.evaluate(method, scaled, policy, unit, smoothing, level=0.95)
+    np.testing.assert_allclose(
+        [other.value, other.lower, other.upper], [one.value, one.lower, one.upper], rtol=1e-9, atol=1e-12
+    )
+    # the value of the smoothed policy: minus the square of h in units of the deviations
+    truth = -((det.rate_bandwidth(n) * actions.std()) ** 2)
+    assert other.lower < truth < other.upper
+
+
+def test_a_bandwidth_is_no_smoothing(bandit):
+    with pytest.raises(ValueError, match=r"got 0.3. For a bandwidth h write Smoothing\(h\)"):
+        det.evaluate("cumulative_importance_sampling", bandit, lambda theta, x: theta * x, 1.0, 0.3)
 
 
 def test_many_actions_have_few_nodes_that_are_exact_for_squares():
@@ -142,7 +173,7 @@ def bandit():
 
 
 def test_with_the_learned_metric_smoothing_is_less_biased(bandit):
-    smoothing = det.Smoothing(0.5)
+    smoothing = det.Smoothing(0.5, scale=1.0)
     curvature = det.fit_curvature(bandit, policy, 1.0, smoothing)
     np.testing.assert_allclose(curvature, np.broadcast_to([[2.0, 0.0], [0.0, -8.0]], curvature.shape), atol=1e-5)
     method = "cumulative_importance_sampling"
@@ -164,7 +195,7 @@ def test_behaviour_densities_are_recovered_and_marked(bandit):
     error = np.asarray(found.trajectories.behaviour_log_prob) - bandit.behaviour_log_prob
     assert np.abs(error).mean() < 0.1
     assert abs(error.mean()) < 0.03
-    smoothing, method = det.Smoothing(0.2, form="point"), "cumulative_importance_sampling"
+    smoothing, method = det.Smoothing(0.2, form="point", scale=1.0), "cumulative_importance_sampling"
     options = dict(behaviour_at_target=found.log_density)
     estimate = det.evaluate(method, found.trajectories, policy, 1.0, smoothing, **options)
     # of m b / b at the target, the second derivative of m alone: that of b is multiplied by m, which is 0
@@ -192,7 +223,7 @@ def test_behaviour_densities_are_recovered_and_marked(bandit):
 
 
 def test_bootstrap_and_normal_intervals_agree(bandit):
-    smoothing, method = det.Smoothing(0.5), "cumulative_importance_sampling"
+    smoothing, method = det.Smoothing(0.5, scale=1.0), "cumulative_importance_sampling"
     shared = dict(level=0.9, resamples=300, self_normalised=True)
     widths = []
     for interval in ("normal", "bootstrap"):

@@ -15,7 +15,7 @@ from jaxrl_off.types import Trajectories
 
 N, HORIZON, WIDTH = 200, 2, 0.6
 START = {"gain": np.array([[0.7]]), "offset": np.array([0.1])}
-SMOOTHING = det.Smoothing(WIDTH)
+SMOOTHING = det.Smoothing(WIDTH, scale=1.0)
 
 
 def policy(parameters, observations):
@@ -200,16 +200,19 @@ def test_what_has_no_slope_is_not_differentiated(data):
     with jax.enable_x64(True):
         start = jax.tree.map(jnp.asarray, START)
         for kernel in ("epanechnikov", "triangular", "cosine"):
-            slope = jax.grad(value)(start, det.Smoothing(WIDTH, kernel=kernel))
+            slope = jax.grad(value)(start, det.Smoothing(WIDTH, kernel=kernel, scale=1.0))
             assert np.abs(flat(slope)).min() > 0
-        uniform = det.Smoothing(WIDTH, kernel="uniform")
+        uniform = det.Smoothing(WIDTH, kernel="uniform", scale=1.0)
         with pytest.raises(ValueError, match="uniform kernel has no gradient"):
             jax.grad(value)(start, uniform)
         with pytest.raises(ValueError, match="uniform kernel has no gradient"):
             jax.jit(jax.jacfwd(lambda start: value(start, uniform)))(start)
         # values, and their derivatives by data, are as they were
         assert np.isfinite(jax.jit(value)(start, uniform))
-        point, density = det.Smoothing(WIDTH, form="point"), dict(behaviour_at_target=data.behaviour_log_prob)
+        point, density = (
+            det.Smoothing(WIDTH, form="point", scale=1.0),
+            dict(behaviour_at_target=data.behaviour_log_prob),
+        )
         assert np.isfinite(value(start, point, **density))
         with pytest.raises(ValueError, match="as a function"):
             jax.grad(lambda start: value(start, point, **density))(start)
@@ -245,7 +248,7 @@ def repeated(kernel):
         ends = jnp.ones(x.shape, bool)
         density = -0.5 * noise[1] ** 2 - 0.5 * jnp.log(2.0 * jnp.pi)
         data = Trajectories(x[..., None], a[..., None], -((a - x) ** 2), density, ends, ~ends, ~ends, None)
-        smoothing = det.Smoothing(0.5, kernel=kernel)
+        smoothing = det.Smoothing(0.5, kernel=kernel, scale=1.0)
         found = det.gradient("marginal_importance_sampling", data, gained, jnp.asarray(0.8), smoothing, level=0.9)
         return found.value, found.lower, found.upper
 

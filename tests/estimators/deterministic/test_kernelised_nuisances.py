@@ -113,7 +113,7 @@ METHODS = ("marginal_importance_sampling", "cumulative_doubly_robust", "marginal
     ],
 )
 def test_the_recursion_is_the_derivative_through_the_fit(data, form, model, normalised):
-    smoothing = det.Smoothing(0.7, form=form)
+    smoothing = det.Smoothing(0.7, form=form, scale=1.0)
     options = dict(self_normalised=normalised, discount=GAMMA)
 
     def values(theta):
@@ -186,7 +186,7 @@ def test_networks_learn_values_and_derivatives(two_steps):
         return theta * observations
 
     model = det.NetworkRegression(sizes=(32,), updates=300, batch_size=64)
-    smoothing, options = det.Smoothing(0.5), dict(largest_ratio=20.0, folds=2)
+    smoothing, options = det.Smoothing(0.5, scale=1.0), dict(largest_ratio=20.0, folds=2)
     found = det.fit_nuisances(two_steps, gain, 0.5, smoothing, model, gradient=True, **options)
     x, a = two_steps.observations[..., 0], two_steps.actions[..., 0]
     after = 0.5 * x[:, 0] + a[:, 0]
@@ -223,15 +223,15 @@ def test_what_cannot_be_meant_is_refused(data, smoothing, fitted):
         fit(largest_ratio=1.0)
     for bandwidth in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match="bandwidth must be positive"):
-            fit(smooth=det.Smoothing(bandwidth))
+            fit(smooth=det.Smoothing(bandwidth, scale=1.0))
     constant = data._replace(observations=np.ones_like(data.observations), actions=np.ones_like(data.actions))
     with pytest.raises(ValueError, match="features are constant"):
         fit(constant)
     with pytest.raises(ValueError, match="uniform kernel has no gradient"):
-        fit(smooth=det.Smoothing(1.0, kernel="uniform"), gradient=True)
+        fit(smooth=det.Smoothing(1.0, kernel="uniform", scale=1.0), gradient=True)
     with pytest.raises(ValueError, match="float\\[n, T, A\\]|n, T, A"):
         fit(data._replace(actions=data.actions[..., 0]))
-    point = det.Smoothing(0.5, form="point")
+    point = det.Smoothing(0.5, form="point", scale=1.0)
     with pytest.raises(ValueError, match="needs behaviour_at_target"):
         fit(smooth=point)
     with pytest.raises(ValueError, match="must be positive at the target action"):
@@ -239,9 +239,9 @@ def test_what_cannot_be_meant_is_refused(data, smoothing, fitted):
     with pytest.raises(ValueError, match="as a function"):
         fit(smooth=point, behaviour_at_target=np.zeros((N, HORIZON)), gradient=True)
     with pytest.raises(ValueError, match="form must be one of"):
-        det.Smoothing(1.0, form="hard")
+        det.Smoothing(1.0, form="hard", scale=1.0)
     with pytest.raises(ValueError, match="within the bounds"):
-        fit(smooth=det.Smoothing(1.0, lower=-0.1, upper=0.1))
+        fit(smooth=det.Smoothing(1.0, lower=-0.1, upper=0.1, scale=1.0))
     evaluate = det.evaluate
     with pytest.raises(ValueError, match="needs nuisances with q and v and the marginal ratio"):
         evaluate("marginal_doubly_robust", data, policy, THETA, smoothing)

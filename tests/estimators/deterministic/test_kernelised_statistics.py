@@ -77,7 +77,7 @@ def repeated(width, form, spoilt=None):
     """Values and gradients `[runs, methods]`; one of the nuisances may be wrong by far."""
 
     def once(key):
-        data, smoothing = simulated(key), det.Smoothing(width, form=form)
+        data, smoothing = simulated(key), det.Smoothing(width, form=form, scale=1.0)
         known = oracle(width if form == "soft" else 0.0)
         if spoilt == "q":
             known["q"] = lambda gain, x, a, q=known["q"]: q(gain, x, a) + 1.0 + gain * x[..., 0] + a[..., 0] ** 2
@@ -150,7 +150,7 @@ def bandits(width, kernel, rows, runs):
         ends = jnp.ones((rows, 1), bool)
         rewards = -((a - x) ** 2) + 0.5 * noise[2]
         data = Trajectories(x[..., None], a[..., None], rewards, log_normal(a, 0.5 * x, 1.0), ends, ends, ~ends, None)
-        smoothing, gain = det.Smoothing(width, kernel=kernel), jnp.asarray(1.0)
+        smoothing, gain = det.Smoothing(width, kernel=kernel, scale=1.0), jnp.asarray(1.0)
         nuisances = det.given_nuisances(data, policy, gain, smoothing, q=q)
         found = [
             det.evaluate(method, data, policy, gain, smoothing, nuisances, level=0.95, self_normalised=normalised)

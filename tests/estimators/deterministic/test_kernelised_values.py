@@ -96,7 +96,7 @@ VALUED = tuple(name for name, method in det.METHODS.items() if method.valued)
 def everything(data, gain, width, form, normalised=False, discount=1.0, kernel="gaussian"):
     """Values, their derivatives by `jax`, and by the recursion, in the order of the golden numbers."""
     smoothing, options = (
-        det.Smoothing(width, form=form, kernel=kernel),
+        det.Smoothing(width, form=form, kernel=kernel, scale=1.0),
         dict(self_normalised=normalised, discount=discount),
     )
 
@@ -134,7 +134,7 @@ def test_self_normalised_recursions_are_derivatives_too(four, form, kernel):
 
 
 def test_without_jit_and_in_float32_by_default_it_is_the_same(four):
-    smoothing, method = det.Smoothing(0.3, form="soft"), "marginal_doubly_robust"
+    smoothing, method = det.Smoothing(0.3, form="soft", scale=1.0), "marginal_doubly_robust"
     nuisances = nuisances_of(four, GAIN, smoothing, gradient=True)
     place = FOUR["methods"].index(method)
     found = det.evaluate(method, four, policy, GAIN, smoothing, nuisances)
@@ -147,7 +147,7 @@ def test_without_jit_and_in_float32_by_default_it_is_the_same(four):
 
 
 def test_first_trajectory_has_the_golden_columns(four):
-    smoothing = det.Smoothing(0.3, form="soft")
+    smoothing = det.Smoothing(0.3, form="soft", scale=1.0)
     found, wanted = nuisances_of(four, GAIN, smoothing), FOUR["soft 0.3, first trajectory"]
     for name in ("q", "v", "ratio"):
         np.testing.assert_allclose(getattr(found, name)[0], wanted[name], atol=1e-12)
@@ -158,7 +158,7 @@ def test_first_trajectory_has_the_golden_columns(four):
 
 @functools.partial(jax.jit, static_argnames="form")
 def first_values(data, gain, form):
-    smoothing = det.Smoothing(GOLDEN["truth"]["bandwidth"], form=form)
+    smoothing = det.Smoothing(GOLDEN["truth"]["bandwidth"], form=form, scale=1.0)
     found = nuisances_of(data, gain, smoothing, gradient=True)
     return found.v[0], found.v_gradient[0, :, 0]
 
@@ -180,7 +180,7 @@ def test_long_products_neither_overflow_nor_vanish():
     rng = np.random.default_rng(0)
     states = rng.normal(size=(6, 400))
     data = data_of(states, BEHAVIOUR * states + rng.normal(size=states.shape))
-    smoothing = det.Smoothing(0.01)
+    smoothing = det.Smoothing(0.01, scale=1.0)
     found = det.evaluate("cumulative_importance_sampling", data, policy, GAIN, smoothing, self_normalised=True)
     assert -(states**2).sum(axis=1).max() * 1.01 < float(found.value) < 0.0
     assert np.isfinite(float(found.standard_error))

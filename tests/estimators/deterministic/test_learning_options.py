@@ -11,7 +11,7 @@ from benchmarks.deterministic.process import Process, log_density, policy, simul
 from jaxrl_off.estimators import deterministic as det
 
 PROCESS = Process(3, 1.2, noise=0.1)
-SOFT = det.Smoothing(0.4, form="soft")
+SOFT = det.Smoothing(0.4, form="soft", scale=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_first_gradient_is_that_of_the_estimate_with_the_same_settings(data,
     fitting, at_target = dict(folds=3, seed=5, **shared), dict(behaviour_at_target=density)
     model = det.LinearSieve(degree=3, ratio="polynomial", ratio_degree=2)
     plug_in = objective == "deterministic_policy_gradient"
-    given = data, policy, 1.2, det.Smoothing(0.4, form="point")
+    given = data, policy, 1.2, det.Smoothing(0.4, form="point", scale=1.0)
     options = dict(model=model, largest_ratio=1.5, **at_target, **fitting)
     learned = det.learn(*given, objective=objective, steps=1, self_normalised=not plug_in, **options)
     fit = det.fit_nuisances(*given, gradient=True, **options)
@@ -83,11 +83,19 @@ def test_networks_have_the_gradient_of_their_fitted_derivatives(data):
 
 def test_what_cannot_be_meant_is_refused(data):
     with pytest.raises(ValueError, match="as a function"):
-        det.learn(data, policy, 1.2, det.Smoothing(0.4, form="point"), behaviour_at_target=data.behaviour_log_prob)
+        det.learn(
+            data, policy, 1.2, det.Smoothing(0.4, form="point", scale=1.0), behaviour_at_target=data.behaviour_log_prob
+        )
     with pytest.raises(ValueError, match="learning_rate must be positive"):
         det.learn(data, policy, 1.2, SOFT, learning_rate=0.0)
     with pytest.raises(ValueError, match="uniform kernel has no gradient"):
-        det.learn(data, policy, 1.2, det.Smoothing(0.4, kernel="uniform"), objective="cumulative_importance_sampling")
+        det.learn(
+            data,
+            policy,
+            1.2,
+            det.Smoothing(0.4, kernel="uniform", scale=1.0),
+            objective="cumulative_importance_sampling",
+        )
     nuisances = det.Nuisances(ratio=np.full(data.rewards.shape, -1.0))
     with pytest.raises(ValueError, match="not negative"):
         det.deterministic_policy_gradient(data, policy, 1.2, data.actions, nuisances)
