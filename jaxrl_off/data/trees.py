@@ -78,6 +78,11 @@ def _describe(node: Any, arrays: list[np.ndarray]) -> Any:
             raise TypeError(f"cannot store a {kind.__module__}.{kind.__qualname__}; its module is not this library's.")
         return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": children}
     array = np.asarray(jnp.asarray(node) if isinstance(node, (bool, int, float)) else jax.device_get(node))
+    if array.dtype.kind == "V" and jnp.issubdtype(
+        array.dtype, jnp.floating
+    ):  # bfloat16, float8: .npz has only their bits
+        arrays.append(array.view(f"u{array.dtype.itemsize}"))
+        return {"bits": len(arrays) - 1, "dtype": array.dtype.name}
     if array.dtype.kind not in "biuf" or array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
         raise TypeError(
             f"cannot store a {type(node).__name__} of type {array.dtype}; only arrays of numbers that JAX holds as they are "
@@ -94,6 +99,11 @@ def _build(node: Any, arrays: Any) -> PyTree:
         return jnp.asarray(arrays[str(node)])
     if "dict" in node:
         return {name: _build(child, arrays) for name, child in node["dict"].items()}
+    if "bits" in node:
+        dtype = jnp.dtype(node["dtype"])
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"it stores bits of {dtype}, which is no type of floating-point numbers")
+        return jnp.asarray(arrays[str(node["bits"])].view(dtype))
     if "class" not in node:
         ((kind, children),) = node.items()
         return {"tuple": tuple, "list": list}[kind](_build(child, arrays) for child in children)

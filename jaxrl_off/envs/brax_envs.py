@@ -22,6 +22,7 @@ from jaxrl_off.envs.base import (
     continuous_space,
     vectorise,
 )
+from jaxrl_off.pytrees import nearest
 from jaxrl_off.types import Array, PyTree
 
 _BACKENDS = ("generalized", "mjx", "positional", "spring")
@@ -81,7 +82,10 @@ def make(
     """
     envs = _brax()
     if identifier not in registered():
-        raise ValueError(f"unknown brax environment {identifier!r}; known are: {', '.join(registered())}.")
+        raise ValueError(
+            f"unknown brax environment {identifier!r}.{nearest(identifier, registered())} Known are: "
+            f"{', '.join(registered())}."
+        )
     if backend not in _BACKENDS:
         raise ValueError(f"unknown brax backend {backend!r}; known are: {', '.join(_BACKENDS)}.")
     if episode_length < 1:

@@ -39,11 +39,11 @@ class Chain(NamedTuple):
     horizon: int
 
     def value(self, policy: Any) -> Array:
-        """Exact value `float64[]` of `policy [S, A]`; see `icu_sepsis.finite_horizon_value`."""
+        """Exact value `float64[]` of `policy [S, A]`; see `finite.finite_horizon_value`."""
         return finite_horizon_value(self.mdp, policy, self.horizon)
 
     def sampler(self) -> Sample:
-        """`(key, n, policy [S, A]) -> Trajectories`; see `icu_sepsis.sampler`. Make it once."""
+        """`(key, n, policy [S, A]) -> Trajectories`; see `finite.sampler`. Make it once, as each one compiles anew."""
         return sampler(self.mdp, self.horizon, terminal=self.terminal, arrival_reward=self.arrival_reward)
 
 

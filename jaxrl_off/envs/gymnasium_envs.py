@@ -7,6 +7,7 @@ small next to a physics step.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,6 +80,15 @@ def make(identifier: str, num_envs: int, *, workers: int = 1, **parameters: Any)
             does not take.
     """
     gymnasium = _gymnasium()
+    module, colon, _ = identifier.partition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"{identifier!r} asks for the module {module!r} to be imported first, which failed: {error}. Install the "
+                "package that has it, or put its folder on PYTHONPATH."
+            ) from error
     try:
         gymnasium.make(identifier, **parameters).close()
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.envs.base import (
     ContinuousSpace,
@@ -18,6 +19,7 @@ from jaxrl_off.envs.base import (
     continuous_space,
     vectorise,
 )
+from jaxrl_off.pytrees import nearest
 from jaxrl_off.types import Array, PyTree
 
 
@@ -47,12 +49,17 @@ def make(name: str, num_envs: int, **parameters: Any) -> Environment:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise ValueError(f"unknown gymnax environment {name!r}; known are: {', '.join(registered())}.")
+        raise ValueError(
+            f"unknown gymnax environment {name!r}.{nearest(name, registered())} All {len(registered())} names: "
+            "jaxrl_off.envs.gymnax_envs.registered(). Environments of other families have a prefix, such as "
+            "gymnasium/ or brax/."
+        )
     env, params = gymnax.make(name)
     unknown = [p for p in parameters if not hasattr(params, p)]
     if unknown:
         raise ValueError(
-            f"{name} has no parameter {', '.join(unknown)}; its parameters are: {', '.join(vars(params))}."
+            f"{name} has no parameter {', '.join(unknown)}.{nearest(unknown[0], vars(params))} "
+            f"Its parameters are: {', '.join(vars(params))}."
         )
     params = params.replace(**parameters)
 
@@ -61,10 +68,12 @@ def make(name: str, num_envs: int, **parameters: Any) -> Environment:
     if hasattr(gymnax_action_space, "n"):
         action_space: DiscreteSpace | ContinuousSpace = DiscreteSpace(int(gymnax_action_space.n))
     else:
-        bounds = [
-            jnp.broadcast_to(b, gymnax_action_space.shape) for b in (gymnax_action_space.low, gymnax_action_space.high)
-        ]
-        action_space = continuous_space(*bounds)
+        with jax.ensure_compile_time_eval():  # bounds are constants, also where `make` is called inside `jit`
+            low, high = (
+                np.broadcast_to(np.asarray(bound), gymnax_action_space.shape)
+                for bound in (gymnax_action_space.low, gymnax_action_space.high)
+            )
+        action_space = continuous_space(low, high)
     spec = EnvironmentSpec(
         name=name,
         observation_shape=tuple(observation_space.shape),

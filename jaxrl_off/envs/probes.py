@@ -25,6 +25,7 @@ from jaxrl_off.envs.base import (
     continuous_space,
     vectorise,
 )
+from jaxrl_off.pytrees import nearest
 from jaxrl_off.types import Array
 
 
@@ -212,7 +213,9 @@ def make(identifier: str, num_envs: int, **parameters: Any) -> Environment:
         ValueError: for an unknown name or parameter.
     """
     if identifier not in _PROBES:
-        raise ValueError(f"unknown probe {identifier!r}; known are: {', '.join(registered())}.")
+        raise ValueError(
+            f"unknown probe {identifier!r}.{nearest(identifier, registered())} Known are: {', '.join(registered())}."
+        )
     known = inspect.signature(_PROBES[identifier]).parameters
     unknown = [name for name in parameters if name not in known]
     if unknown:

@@ -31,8 +31,19 @@ def same(a, b):
 def test_every_reference_survives(name, tmp_path):
     rows = jax.random.normal(jax.random.key(0), (12, 5))
     reference = references.make(name, **OPTIONS[name])
+    shapes = jax.eval_shape(
+        reference.fit, jax.random.key(1), rows[:, :3], rows[:, 3:]
+    )  # what a fit returns, uncompiled
+    numbers = iter(range(1, 100))
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, next(numbers), leaf.dtype), shapes)
+    same(params, load_tree(save_tree(params, tmp_path / "folder" / "pi_0.npz")))
+
+
+def test_a_fitted_reference_gives_the_same_policy_when_read_back(tmp_path):
+    rows = jax.random.normal(jax.random.key(0), (12, 5))
+    reference = references.make("gaussian_network", **OPTIONS["gaussian_network"])
     params = reference.fit(jax.random.key(1), rows[:, :3], rows[:, 3:])
-    read = load_tree(save_tree(params, tmp_path / "folder" / "pi_0.npz"))
+    read = load_tree(save_tree(params, tmp_path / "pi_0.npz"))
     same(params, read)
     same(reference.apply(params, rows[:, :3]), reference.apply(read, rows[:, :3]))
 
@@ -42,6 +53,19 @@ def test_nested_containers(tmp_path):
     read = load_tree(save_tree(tree, tmp_path / "x.npz"))
     assert type(read["a"][1][1]) is DiagonalNormal
     same(jax.tree.map(jnp.asarray, tree), read)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float16"])
+def test_short_floats_come_back_bit_for_bit(name, tmp_path):
+    dtype = jnp.dtype(name)
+    bits = np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}")  # every number of the type, NaNs included
+    tree = {"all": jnp.asarray(bits.view(dtype)), "one": jnp.asarray(1.5, dtype), "other": jnp.ones(2)}
+    read = load_tree(save_tree(tree, tmp_path / "x.npz"))
+    assert read["all"].dtype == dtype
+    np.testing.assert_array_equal(np.asarray(read["all"]).view(bits.dtype), bits)
+    assert read["one"].shape == ()
+    assert float(read["one"]) == 1.5
+    same(tree["other"], read["other"])
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):

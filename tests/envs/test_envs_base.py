@@ -139,8 +139,22 @@ def test_boxes():
         continuous_space([-np.inf], [1.0])
 
 
+def test_make_takes_what_is_built_already():
+    env = vectorise(walk(), 3)
+    assert make(env, 3) is env
+    lanes = make(walk(), 2)
+    assert lanes.num_envs == 2
+    assert lanes.spec == SPEC
+    with pytest.raises(ValueError, match="walk has 3 lanes, but num_envs=2; build it with that many"):
+        make(env, 2)
+    with pytest.raises(ValueError, match="walk is built already and takes no parameters, got limit"):
+        make(walk(), 2, limit=3)
+    with pytest.raises(TypeError, match=r"got a builtins.object.*gymnasium_envs.from_function"):
+        make(object(), 2)
+
+
 def test_errors_say_what_is_allowed():
     with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
         vectorise(walk(), 0)
-    with pytest.raises(ValueError, match="unknown environment family 'nowhere'.*gymnax"):
-        make("nowhere/thing", 1)
+    with pytest.raises(ValueError, match="unknown environment family 'gymnasum'.*mean 'gymnasium'.*Known are: gymnax"):
+        make("gymnasum/thing", 1)

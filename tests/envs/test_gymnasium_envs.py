@@ -307,6 +307,35 @@ def test_kept_actions_and_returned_arrays_stay_what_they_were():
     np.testing.assert_array_equal([out.reward[0] for out in outs], [0, 1, 2])
 
 
+class Shaped(gymnasium.Env):
+    """The reward is the weighted sum of the action, whose shape is given."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, shape):
+        self.action_space = gymnasium.spaces.Box(-2.0, 3.0, shape)
+        self.weights = 1.0 + np.arange(max(1, int(np.prod(shape)))).reshape(shape)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert np.shape(action) == self.action_space.shape
+        return np.zeros(1, np.float32), float(np.sum(self.weights * action)), False, False, {}
+
+
+@pytest.mark.parametrize(("shape", "inside", "outside"), [((2, 3), 21.0, 63.0), ((), 1.0, 3.0)])
+def test_actions_may_have_any_shape(shape, inside, outside):
+    env = gymnasium_envs.from_function(lambda: Shaped(shape), 2, "shaped")
+    size = int(np.prod(shape))
+    assert env.spec.action_space == ContinuousSpace(shape, (-2.0,) * size, (3.0,) * size)
+    state, _ = env.reset(jax.random.key(0))
+    state, timestep = env.step(jax.random.key(1), state, jnp.ones((2, *shape)))
+    np.testing.assert_allclose(timestep.reward, inside)
+    _, timestep = env.step(jax.random.key(1), state, jnp.full((2, *shape), 9.0))  # clipped to 3
+    np.testing.assert_allclose(timestep.reward, outside)
+
+
 class Unbounded(Odd):
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
 
@@ -318,6 +347,10 @@ class Several(Odd):
 def test_errors_say_what_is_allowed(monkeypatch):
     with pytest.raises(ValueError, match="HalfChetah.*Did you mean: `HalfCheetah`"):
         make("gymnasium/HalfChetah-v5", 1)
+    with pytest.raises(
+        ImportError, match="'no_such_module:Id-v0' asks for the module 'no_such_module' to be imported first"
+    ):
+        make("gymnasium/no_such_module:Id-v0", 1)
     with pytest.raises(ValueError, match="with {'wheels': 3}"):
         make("gymnasium/CartPole-v1", 1, wheels=3)
     with pytest.raises(ValueError, match="only boxes are taken.*FlattenObservation"):

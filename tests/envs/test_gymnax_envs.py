@@ -69,6 +69,16 @@ def test_pendulum_never_terminates_and_clips_its_action():
     assert not out.terminated.any()
 
 
+def test_environments_can_be_built_inside_jit():
+    def first(key):
+        env = make("Pendulum-v1", 2)
+        assert env.spec == make("Pendulum-v1", 2).spec
+        return env.reset(key)[1].observation
+
+    expected = make("Pendulum-v1", 2).reset(jax.random.key(0))[1].observation
+    np.testing.assert_allclose(jax.jit(first)(jax.random.key(0)), expected, rtol=1e-6)
+
+
 def test_minatar_is_boolean():
     env = make("Breakout-MinAtar", 2)
     _, timestep = env.reset(jax.random.key(0))
@@ -85,8 +95,11 @@ def test_same_key_same_run_other_key_another():
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(ValueError, match="unknown gymnax environment 'CartPole'.*CartPole-v1"):
-        make("CartPole", 1)
-    with pytest.raises(ValueError, match="no parameter gravy; its parameters are: .*gravity"):
+    with pytest.raises(
+        ValueError, match="unknown gymnax environment 'CartPole-v2'. Did you mean 'CartPole-v1'"
+    ) as error:
+        make("CartPole-v2", 1)
+    assert len(str(error.value)) < 250  # not the whole registry
+    with pytest.raises(ValueError, match="no parameter gravy. Did you mean 'gravity'.*Its parameters are: .*force_mag"):
         make("CartPole-v1", 1, gravy=1.0)
     assert "CartPole-v1" in gymnax_envs.registered()

@@ -139,7 +139,7 @@ def test_make_runs_every_probe_under_jit(name):
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(ValueError, match="unknown probe 'actoin'; known are: action, "):
+    with pytest.raises(ValueError, match="unknown probe 'actoin'. Did you mean 'action'.*Known are: action, "):
         make("probe/actoin", 1)
     with pytest.raises(ValueError, match="no parameter continuous; its parameters are: none"):
         make("probe/discount", 1, continuous=True)
