@@ -20,10 +20,12 @@ from jaxrl_off.data.demonstrations import Demonstrations
 from jaxrl_off.data.files import new_npz, write_npz
 from jaxrl_off.data.trajectory_checks import ALWAYS, described, structured
 from jaxrl_off.data.trajectory_checks import check as check
+from jaxrl_off.data.trajectory_order import ordered
 from jaxrl_off.types import Trajectories
 
 _EPISODE = ("observations", "actions", "rewards", "terminations", "truncations")
 FLAT = ("observations", "actions", "rewards", "terminals", "timeouts")
+_OPTIONAL = ("next_observations", "behaviour_log_prob", "episode", "step")
 _OF_ROWS = ("final_observation", "behaviour_estimated")  # fields without an axis of T
 
 
@@ -79,29 +81,40 @@ def from_episodes(episodes: Sequence[Mapping[str, Any]]) -> Trajectories:
 
 
 def from_flat(arrays: Mapping[str, Any]) -> Trajectories:
-    """Split flat arrays, as D4RL lays them out, into trajectories.
+    """Split a flat table of steps, such as D4RL's files, into trajectories.
+
+    Rows are sorted by `episode` and `step` where both are given. Otherwise they have to be in order, and what shows that they
+    are not is refused: an episode in several places, steps that do not count up by 1, or `next_observations` that are not
+    what the next row observes.
 
     Args:
         arrays: `observations [N, ...]`, `actions` `int[N]` or `float[N, A]`, `rewards [N]`, `terminals [N]`,
-            `timeouts [N]` and, optionally, `next_observations [N, ...]` and `behaviour_log_prob [N]`. Other keys are
-            ignored. A trajectory ends where a terminal or a timeout is set.
+            `timeouts [N]` and, optionally, `next_observations [N, ...]`, `behaviour_log_prob [N]`, and `episode [N]` and
+            `step [N]`: which trajectory a row belongs to, and its place there, from 0 or 1. Other keys are ignored.
+            Without `episode`, a trajectory ends where a terminal or a timeout is set; with it, where the episode ends,
+            and `timeouts` may be missing.
 
     Returns:
-        Trajectories, as from `from_episodes`. Steps after the last end were cut there, and are marked as truncated.
+        Trajectories, as from `from_episodes`; with `episode` in the order in which episodes first appear. Where a trajectory
+        ends without a terminal or a timeout, it was cut, and is marked as truncated.
 
     Raises:
-        ValueError: if there are no steps, a key is missing, or shapes do not fit.
+        ValueError: if there are no steps, a key is missing, shapes do not fit, or rows are out of order.
+
+    Example:
+        >>> table = dict(episode=[7, 3, 7], step=[1, 0, 0], rewards=[2.0, 5.0, 1.0], terminals=[True, True, False])
+        >>> from_flat(table | dict(observations=[1, 4, 0], actions=[0, 0, 1])).rewards.tolist()
+        [[1.0, 2.0], [5.0, 0.0]]
     """
-    require_names(arrays, FLAT, "the data")
-    optional = [n for n in ("next_observations", "behaviour_log_prob") if arrays.get(n) is not None]
-    given = {name: np.asarray(arrays[name]) for name in (*FLAT, *optional)}
+    needed = tuple(name for name in FLAT if name != "timeouts" or arrays.get("episode") is None)
+    require_names(arrays, needed, "the data")
+    given = {name: np.asarray(arrays[name]) for name in (*FLAT, *_OPTIONAL) if arrays.get(name) is not None}
     count = len(given["actions"]) if given["actions"].ndim else 0
     if not count:
-        raise ValueError(f"the data has actions of shape {given['actions'].shape}; at least one step is allowed.")
+        raise ValueError(f"the data has actions of shape {given['actions'].shape}; at least one step is needed.")
     given = {name: _steps(array, name, count, "the data") for name, array in given.items()}
+    given, stops = ordered(given)
     terminals, timeouts = given.pop("terminals").astype(bool), given.pop("timeouts").astype(bool)
-    timeouts[-1] |= not terminals[-1]
-    stops = np.flatnonzero(terminals | timeouts) + 1
     starts = np.append(0, stops[:-1])
     successors = given.pop("next_observations", None)
     finals = []
@@ -147,7 +160,7 @@ def open_hdf5(path: str | Path, *, behaviour_log_prob: str | None = None) -> Ite
     except OSError as error:
         raise ValueError(f"{path} is not an HDF5 file ({error}).") from error
     with file:
-        arrays = {name: file[name] for name in (*FLAT, "next_observations") if name in file}
+        arrays = {name: file[name] for name in (*FLAT, "next_observations", "episode", "step") if name in file}
         if behaviour_log_prob is not None and behaviour_log_prob not in file:
             raise ValueError(f"{path} has no {behaviour_log_prob}; it has {', '.join(file)}.")
         if behaviour_log_prob is not None:

@@ -52,19 +52,33 @@ def iterate_flat(arrays: Mapping[str, Any], size: int) -> Iterator[Trajectories]
     """Chunks of flat arrays, as `from_flat` takes them, of which only slices are read.
 
     Args:
-        arrays: data sets of h5py, memory maps, or arrays, by name.
+        arrays: data sets of h5py, memory maps, or arrays, by name. With `episode`, its rows have to be next to each other.
         size: trajectories of a chunk.
 
     Raises:
         ValueError: if size is below 1, or as `from_flat`.
     """
     _check_size(size)
-    require_names(arrays, FLAT, "the data")
+    require_names(arrays, [name for name in FLAT if name != "timeouts" or arrays.get("episode") is None], "the data")
     names = [name for name, array in arrays.items() if array is not None]
     start, stops, total = 0, [], len(arrays["rewards"])
+    begun: set[Any] = set()  # episodes, of which none may come back
     for block in range(0, total, _BLOCK):
-        flags = (np.asarray(arrays[name][block : block + _BLOCK], bool) for name in ("terminals", "timeouts"))
-        stops += (np.flatnonzero(np.logical_or(*flags)) + block + 1).tolist()
+        if "episode" in names:
+            episode = np.asarray(arrays["episode"][block : block + _BLOCK + 1])
+            changes = np.flatnonzero(episode[1:] != episode[:-1]) + 1
+            begins = episode[np.append(0, changes)] if block == 0 else episode[changes]
+            again = begun.intersection(begins.tolist()) or len(set(begins.tolist())) < len(begins)
+            if again:
+                raise ValueError(
+                    "the rows of an episode are in several places of the table. A stream is read in order: sort the rows by "
+                    "episode and step first, or read the whole with `from_flat`."
+                )
+            begun.update(begins.tolist())
+            stops += (changes + block).tolist()
+        else:
+            flags = (np.asarray(arrays[name][block : block + _BLOCK], bool) for name in ("terminals", "timeouts"))
+            stops += (np.flatnonzero(np.logical_or(*flags)) + block + 1).tolist()
         while len(stops) >= size:
             yield from_flat({name: arrays[name][start : stops[size - 1]] for name in names})
             start, stops = stops[size - 1], stops[size:]

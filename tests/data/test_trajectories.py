@@ -150,8 +150,8 @@ def test_flat_arrays_that_do_not_fit():
         ValueError, match="observations are int32, and what followed the last steps is not: 1099511627776"
     ):
         from_flat(numbered)
-    with pytest.raises(ValueError, match=r"is not: 2\.5"):
-        from_flat(numbered | {"next_observations": np.full(8, 2.5)})
+    with pytest.raises(ValueError, match=r"is not: 7\.5"):
+        from_flat(numbered | {"next_observations": np.append(np.arange(1.0, 8.0), 7.5)})
     with pytest.raises(ValueError, match="next_observations have steps of"):
         from_flat(arrays | {"next_observations": np.zeros((8, 3))})
 
@@ -396,3 +396,59 @@ def test_clones_that_cannot_be():
         clone_behaviour(tree, num_actions=3, kind="logistic")
     with pytest.raises(ValueError, match="lack observations"):
         clone_behaviour(data._replace(observations=None, final_observation=None), num_actions=3)
+
+
+def table(order=None):
+    """Three episodes of 3, 1 and 2 steps, the second one terminated, as a flat table in a given order of rows."""
+    columns = dict(
+        episode=np.array([5, 5, 5, 2, 9, 9]),
+        step=np.array([0, 1, 2, 0, 0, 1]),
+        observations=np.array([[0.0], [1.0], [2.0], [10.0], [20.0], [21.0]]),
+        next_observations=np.array([[1.0], [2.0], [3.0], [11.0], [21.0], [22.0]]),
+        actions=np.array([0, 1, 0, 1, 0, 1]),
+        rewards=np.arange(6.0),
+        terminals=np.array([False, False, False, True, False, False]),
+        timeouts=np.array([False, False, True, False, False, True]),
+    )
+    return columns if order is None else {name: column[order] for name, column in columns.items()}
+
+
+def test_a_flat_table_in_any_order_is_sorted_by_episode_and_step():
+    """The defect: rows out of order became other episodes, and nobody was told."""
+    expected = from_flat(table())
+    assert expected.rewards.tolist() == [[0.0, 1.0, 2.0], [3.0, 0.0, 0.0], [4.0, 5.0, 0.0]]
+    assert expected.truncated.sum(axis=1).tolist() == [1, 0, 1]
+    shuffled = table(np.array([4, 2, 0, 3, 5, 1]))  # episode 9 comes first now
+    found = from_flat(shuffled)
+    assert found.rewards.tolist() == [[4.0, 5.0, 0.0], [0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]
+    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(lambda x: x[[2, 0, 1]], expected))
+    del shuffled["timeouts"]
+    jax.tree.map(np.testing.assert_array_equal, from_flat(shuffled), found)
+    unnamed = {name: column for name, column in table().items() if name not in ("episode", "step")}
+    jax.tree.map(np.testing.assert_array_equal, from_flat(unnamed), expected)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "order", "change", "message"),
+    [
+        (["step"], [0, 3, 1, 2, 4, 5], {}, "episode 5 are in several places"),
+        (["episode"], [1, 0, 2, 3, 4, 5], {}, "row 0 has step 1 where 0 follows"),
+        (["episode", "step"], [0, 2, 1, 3, 4, 5], {}, "next_observations of row 0 are not the observations of row 1"),
+        ([], [0, 2, 3, 4, 5], {}, "episode 5 has step 2 where 1 is needed"),
+        ([], [1, 2, 3, 4, 5], {}, "episode 5 has step 1 where 0 is needed"),
+        ([], [0, 1, 2, 3, 4, 5], dict(terminals=np.ones(6, bool)), "episode 5 goes on after a terminal"),
+        (["timeouts", "episode"], [0, 1, 2, 3, 4, 5], {}, "lacks timeouts"),
+    ],
+)
+def test_tables_out_of_order_are_refused(left_out, order, change, message):
+    columns = {name: column for name, column in table(np.array(order)).items() if name not in left_out} | change
+    with pytest.raises(ValueError, match=message):
+        from_flat(columns)
+
+
+def test_other_files_are_no_trajectories(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is not an .npz file; `load` reads what `save` wrote"):
+        load(tmp_path / "x.csv")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load(tmp_path / "y.npz")

@@ -123,3 +123,21 @@ def test_files_that_cannot_be_read(tmp_path):
         next(iterate_npz(tmp_path / "turned.npz", 2))
     with pytest.raises(FileNotFoundError):
         next(iterate_npz(tmp_path / "none.npz", 2))
+
+
+def test_a_stream_of_episodes_is_in_order(monkeypatch):
+    """Episodes end where their number changes; one that comes back is refused, in whatever block that is."""
+    columns = dict(
+        episode=np.array([5, 5, 5, 2, 9, 9]),
+        observations=np.arange(6.0)[:, None],
+        actions=np.zeros(6, int),
+        rewards=np.arange(6.0),
+        terminals=np.zeros(6, bool),
+    )
+    for block in (2, 3, 100):
+        monkeypatch.setattr(trajectory_streams, "_BLOCK", block)
+        found = [chunk.rewards.tolist() for chunk in trajectory_streams.iterate_flat(columns, 2)]
+        assert found == [[[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]], [[4.0, 5.0]]]
+        back = columns | dict(episode=np.array([5, 5, 2, 2, 9, 5]))
+        with pytest.raises(ValueError, match="in several places"):
+            list(trajectory_streams.iterate_flat(back, 2))

@@ -6,12 +6,12 @@
         state = stream.update(state, chunk, target_log_prob=log_prob_of(chunk))
     estimate = stream.finish(state, level=0.95)
 
-Estimators that are `V = f(E[x])` (those of `means`; and STAR, whose counts are sums over trajectories) need nothing of the data
-but N, the mean of x and its co-moments, from which the delta method has `N Var V = f'^T Cov(x) f'`. They give what `weighted`,
-`corrected` and `star` give of all trajectories at once, standard errors and Student t intervals too, up to rounding: 1e-12,
-unless returns spread by a small part of what they are. Co-moments are merged as by Chan, Golub and LeVeque (1979), and each
-column has its running largest weight for a scale, so that neither the number of trajectories nor the horizon matters. The
-bootstrap, and what needs all data at once (MAGIC, fits of Q), are not here.
+Estimators that are `V = f(E[x])` (those of `weights.forms`; and STAR, whose counts are sums over trajectories) need nothing of
+the data but N, the mean of x and its co-moments, from which the delta method has `N Var V = f'^T Cov(x) f'`. They give what
+`importance`, `doubly_robust` and `star` give of all trajectories at once, standard errors and Student t intervals too, up to
+rounding: 1e-12, unless the returns vary by much less than their mean. Co-moments are merged as by Chan, Golub and LeVeque
+(1979), and each column has its running largest weight for a scale, so that neither the number of trajectories nor the horizon
+matters. The bootstrap, and what needs all data at once (MAGIC, fits of Q), are not here.
 
 Memory is that of a chunk and of d^2 numbers, d the columns: 1 for means, 2 T for `cwpdis`, 3 T for `weighted_doubly_robust`,
 and |Z| (|Z| + 5) for STAR, which limits it to some 50 cells. What several machines have seen is joined by `merge`.
@@ -28,20 +28,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import did_you_mean, float64, is_concrete, named_options
 from jaxrl_off.estimators.trajectory.reward_processes import process as reward_process
-from jaxrl_off.estimators.trajectory.reward_processes.process import Form, Inputs, Sums, Weights
-from jaxrl_off.estimators.trajectory.statistics import Settings, settings_of
+from jaxrl_off.estimators.trajectory.reward_processes.process import Form, Given, Inputs, Sums, Weights
+from jaxrl_off.estimators.trajectory.statistics import Settings, settings_of, without_overlap
 from jaxrl_off.estimators.trajectory.steps import (
     Steps,
     check_weights,
     column_of,
+    described_weights,
     log_weights,
     quotient,
+    ratio_excess,
     steps_of,
     weights_of,
+    z_score,
 )
-from jaxrl_off.estimators.trajectory.weights import forms as means
+from jaxrl_off.estimators.trajectory.weights import forms
+from jaxrl_off.estimators.trajectory.weights.corrections import corrected_columns
 from jaxrl_off.ops import intervals
 from jaxrl_off.types import Array, Estimate, Trajectories
 
@@ -49,16 +53,16 @@ INTERVALS = ("student_t", "normal")
 _RATIOS, _CORRECTIONS = ("target_log_prob",), ("target_log_prob", "q", "v")
 # form, what it takes, and its columns: how many, and how many more a step
 _FORMS = {
-    "naive": (means.MEAN_RETURN, (), (1, 0)),
-    "trajectory_is": (means.MEAN_RETURN, _RATIOS, (1, 0)),
-    "pdis": (means.MEAN_WEIGHTED_REWARD, _RATIOS, (1, 0)),
-    "wis": (means.WEIGHTED_MEAN_RETURN, _RATIOS, (2, 0)),
-    "cwpdis": (means.WEIGHTED_MEAN_REWARDS, _RATIOS, (0, 2)),
-    "doubly_robust": (means.CORRECTED, _CORRECTIONS, (1, 0)),
-    "weighted_doubly_robust": (means.WEIGHTED_CORRECTED, _CORRECTIONS, (0, 3)),
+    "naive": (forms.MEAN_RETURN, (), (1, 0)),
+    "trajectory_is": (forms.MEAN_RETURN, _RATIOS, (1, 0)),
+    "pdis": (forms.MEAN_WEIGHTED_REWARD, _RATIOS, (1, 0)),
+    "wis": (forms.WEIGHTED_MEAN_RETURN, _RATIOS, (2, 0)),
+    "cwpdis": (forms.WEIGHTED_MEAN_REWARDS, _RATIOS, (0, 2)),
+    "doubly_robust": (forms.CORRECTED, _CORRECTIONS, (2, 0)),
+    "weighted_doubly_robust": (forms.WEIGHTED_CORRECTED, _CORRECTIONS, (0, 3)),
 }
-_COMMON = 5  # columns that diagnostics need of all
-_OF_ROWS = ("counts", "final_states", "behaviour_estimated")  # without an axis of T
+_COMMON = 7  # columns that diagnostics need of all
+_OF_ROWS = ("counts", "final", "final_states", "behaviour_estimated")  # without an axis of T
 
 
 class Moments(NamedTuple):
@@ -82,8 +86,8 @@ class Stream(NamedTuple):
 
     Attributes:
         init: `() -> Moments` of nothing.
-        update: `(Moments, Trajectories, **columns) -> Moments`; columns are what the estimator takes, of `target_log_prob`,
-            `q`, `v`, `states` and `final_states`, and `counts`.
+        update: `(Moments, Trajectories, counts=None, target_log_prob=None, q=None, v=None, final=None, states=None,
+            final_states=None) -> Moments`, with the columns that the estimator needs, and no others.
         finish: `(Moments, level=None, sides="two", interval="student_t" or "normal", floor=10.0) -> Estimate`.
     """
 
@@ -97,19 +101,24 @@ class _Source(NamedTuple):
 
     Attributes:
         width: d.
+        horizon_exit: the quantity that is estimated; see `doubly_robust`.
         prepare: `(trajectories, counts, given) -> prepared`, checked on the host.
         measure: `prepared -> (scale [d], x [n, d], logarithm of the final weights [n], steps)`.
         value: `(mean [d], scale [d], N) -> V`.
         diagnostics: `(mean [d], scale [d], N) -> further ones`.
+        correction: `(mean [d], scale [d], N) -> []`, by how much the data change `mean_i v_0`, or None.
     """
 
     width: int
+    horizon_exit: bool
     prepare: Callable[[Trajectories, Any, dict[str, Any]], Any]
     measure: Callable[[Any], tuple[Array, Array, Array, Steps]]
     value: Callable[[Array, Array, Array], Array]
     diagnostics: Callable[[Array, Array, Array], dict[str, Array]]
+    correction: Callable[[Array, Array, Array], Array] | None = None
 
 
+@named_options
 def streaming(
     estimator: str,
     *,
@@ -118,23 +127,26 @@ def streaming(
     discount: float = 1.0,
     window: int | None = None,
     clip: float | None = None,
+    horizon_exit: bool = True,
 ) -> Stream:
     """A stream of one of the estimators that are smooth functions of means.
 
     Args:
-        estimator: "naive", "trajectory_is", "pdis", "wis", "cwpdis" (functions of `weighted`, which say what they are),
-            "doubly_robust" or "weighted_doubly_robust" (of `corrected`; Q has to be fitted to other trajectories).
+        estimator: "naive", "trajectory_is", "pdis", "wis", "cwpdis" (functions of `importance`), "doubly_robust" or
+            "weighted_doubly_robust" (Q has to be fitted to other trajectories).
         horizon: T, the most steps that a trajectory of a chunk may have; shorter chunks are padded.
         size: the most trajectories of a chunk.
-        discount: as in `weighted.pdis`.
-        window: as there.
-        clip: as there.
+        discount: gamma in [0, 1].
+        window: weights are products of that many most recent ratios: 0 for weights of 1, None for all ratios.
+        clip: largest ratio of a step; None for no bound.
+        horizon_exit: for the doubly robust estimators; with False chunks come with `final`, the value of what followed the last
+            steps. See `doubly_robust`.
 
     Returns:
         A `Stream`.
 
     Raises:
-        ValueError: for settings that cannot be meant; its functions, for data that cannot be, or chunks that are too large.
+        ValueError: if the settings are invalid; its functions, if the data are, or chunks are too large.
 
     Example:
         >>> half, end = np.log([[0.5, 0.5]]), np.array([[False, True]])
@@ -146,29 +158,45 @@ def streaming(
     """
     if estimator not in _FORMS:
         raise ValueError(
-            f"estimator must be one of {', '.join(_FORMS)}, got {estimator!r}; for STAR see `star_streaming`."
+            f"estimator must be one of {', '.join(_FORMS)}, got {estimator!r}.{did_you_mean(estimator, _FORMS)} For STAR see "
+            "`star_streaming`."
         )
     form, needs, (fixed, each) = _FORMS[estimator]
     check_weights(window, clip)
+    if not horizon_exit and form.correction is None:
+        raise ValueError(
+            f"{estimator} can judge only returns within the horizon; horizon_exit=False is for doubly_robust and "
+            "weighted_doubly_robust."
+        )
+    if not horizon_exit:
+        needs = (*needs, "final")
+    longest = horizon + (not horizon_exit)
 
     def prepare(trajectories: Trajectories, counts: Any, given: dict[str, Any]) -> Any:
-        steps = steps_of(trajectories, given.get("target_log_prob"), discount=discount, counts=counts)
-        return steps, *(column_of(name, given[name], steps) for name in ("q", "v") if name in given)
+        log_prob, cut = given.get("target_log_prob"), dict(horizon_exit=horizon_exit, discount=discount)
+        steps = steps_of(trajectories, log_prob, counts=counts, **cut)
+        q, v = (column_of(name, given[name], steps) if name in given else None for name in ("q", "v"))
+        return steps, q, v, given.get("final")
 
     def measure(prepared: Any) -> Any:
-        steps, *predictions = prepared
+        steps, q, v, final = prepared
         log_weight = log_weights(steps, window=window, clip=clip)
-        scale = form.scale(steps, log_weight)
-        return scale, form.columns(steps, log_weight, means.finite(scale), *predictions), log_weight[:, -1], steps
+        columns, last = (steps, log_weight, q, v), log_weight[:, -1]
+        if q is not None:
+            columns = corrected_columns(steps, log_weight, q, v, final, horizon_exit=horizon_exit, discount=discount)
+        scale = form.scale(*columns[:2])
+        return scale, form.columns(*columns[:2], forms.finite(scale), *columns[2:]), last, steps
 
-    def value(mean: Array, scale: Array, total: Array) -> Array:
-        del scale, total
-        return form.value(mean, jnp.asarray(discount, jnp.float64) ** jnp.arange(horizon))
+    def of_means(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array, Array], Array]:
+        return lambda mean, scale, total: function(mean, jnp.asarray(discount, jnp.float64) ** jnp.arange(longest))
 
-    source = _Source(fixed + each * horizon, prepare, measure, value, lambda mean, scale, total: {})
+    correction = None if form.correction is None else of_means(form.correction)
+    width = fixed + each * longest
+    source = _Source(width, horizon_exit, prepare, measure, of_means(form.value), lambda *means: {}, correction)
     return _stream(source, needs, (), horizon, size)
 
 
+@named_options
 def star_streaming(
     num_states: int,
     *,
@@ -189,14 +217,14 @@ def star_streaming(
         num_states: |Z|.
         horizon: as in `streaming`.
         size: as there.
-        discount: as in `star.star`, as are all others.
-        window: c.
-        clip: largest ratio.
+        discount: gamma in [0, 1].
+        window: c, product of that many most recent ratios; 0 for none, None for all.
+        clip: largest ratio of a step; None for no bound.
         discounted_counts: whether gamma^t is in the counts.
-        normalisation: "self" or "horvitz_thompson".
-        termination: "joint" or "factored".
+        normalisation: "self" or "horvitz_thompson"; see `star`.
+        termination: "joint" or "factored"; see `star`.
         horizon_exit: whether the process is left where trajectories were cut.
-        smoothing: alpha.
+        smoothing: alpha; see `star`.
 
     Returns:
         A `Stream`.
@@ -207,8 +235,7 @@ def star_streaming(
     check_weights(window, clip)
     form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
     reward_process.check_form(form)
-    if not 0.0 <= smoothing < np.inf:
-        raise ValueError(f"smoothing must be a finite number of at least 0, got {smoothing}.")
+    reward_process.check_smoothing(smoothing)
 
     def pieces(table: Any, scaled: Any, plain: Any, squares: Any) -> tuple[Sums, Any]:
         before = scaled if normalisation == "horvitz_thompson" else None
@@ -220,8 +247,8 @@ def star_streaming(
         flat, unravel = ravel_pytree(pieces(jnp.zeros((num_states, num_states + 1)), cells, cells, cells))
 
     def prepare(trajectories: Trajectories, counts: Any, given: dict[str, Any]) -> Any:
-        options = form._asdict() | given | dict(discount=discount, clip=clip, counts=counts)
-        return reward_process.inputs_of(trajectories, **options)[0]
+        columns = Given(given["states"], given.get("final_states"), discount, counts, clip, 0.0)
+        return reward_process.inputs_of(trajectories, given["target_log_prob"], columns, form)
 
     def measure(inputs: Inputs) -> Any:
         logs = reward_process.log_weights_of(inputs, window, form)
@@ -230,12 +257,14 @@ def star_streaming(
 
         def columns(steps: Steps, cells: tuple[Array, ...], weights: tuple[Array, ...]) -> Array:
             alone, cells, weights = jax.tree.map(lambda x: x[None], (steps, cells, weights))
-            one = Inputs(alone._replace(discounts=None), *cells, inputs.discount, inputs.clip, None)
+            one = Inputs(alone, *cells, inputs.discount, inputs.clip, None)
             arguments = (jnp.ones(1), one, Weights(*weights, factor), form)
             return ravel_pytree((reward_process.sums_of(*arguments), reward_process.squares_of(*arguments)))[0]
 
         cells = (inputs.states, inputs.successors, inputs.leaves)
-        rows = jax.vmap(columns)(inputs.steps._replace(discounts=None), cells, (weights.now, weights.before))
+        rows = jax.vmap(columns)(
+            inputs.steps._replace(discounts=None, horizon_exit=None), cells, (weights.now, weights.before)
+        )
         table = jnp.tile(factor[:, None], num_states + 1)
         scale = ravel_pytree(pieces(table, factor, jnp.zeros(num_states), 2.0 * factor))[0]
         return scale, rows, log_weights(inputs.steps, window=window, clip=inputs.clip)[:, -1], inputs.steps
@@ -252,7 +281,7 @@ def star_streaming(
     def diagnostics(mean: Array, scale: Array, total: Array) -> dict[str, Array]:
         return reward_process.diagnostics_from(*parts(mean, scale, total), jnp.asarray(discount, jnp.float64))
 
-    source = _Source(len(flat), prepare, measure, value, diagnostics)
+    source = _Source(len(flat), horizon_exit, prepare, measure, value, diagnostics)
     return _stream(source, ("target_log_prob", "states"), ("final_states",), horizon, size)
 
 
@@ -272,7 +301,7 @@ def _merged(one: Moments, other: Moments) -> Moments:
 
 
 def _rescaled(moments: Moments, scale: Array) -> tuple[Array, Array]:
-    factor = jnp.exp(jnp.where(jnp.isfinite(scale), moments.scale - means.finite(scale), 0.0))
+    factor = jnp.exp(jnp.where(jnp.isfinite(scale), moments.scale - forms.finite(scale), 0.0))
     return factor * moments.mean, factor[:, None] * moments.comoment * factor
 
 
@@ -292,10 +321,10 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
     def add(state: Moments, prepared: Any) -> Moments:
         scale, columns, final, steps = source.measure(prepared)
         largest = jnp.max(jnp.where(steps.counts > 0, final, -jnp.inf))
-        share = jnp.exp(jnp.where(steps.counts > 0, final - means.finite(largest), -jnp.inf))
+        share = jnp.exp(jnp.where(steps.counts > 0, final - forms.finite(largest), -jnp.inf))
         lengths = jnp.sum(steps.mask, axis=1).astype(columns.dtype)
-        rest = (weights_of(final), lengths, steps.estimated, share, jnp.square(share))
-        scale = jnp.concatenate([scale, jnp.zeros(3), largest * jnp.array([1.0, 2.0])])
+        rest = (weights_of(final), ratio_excess(steps), lengths, steps.estimated, steps.cut, share, jnp.square(share))
+        scale = jnp.concatenate([scale, jnp.zeros(5), largest * jnp.array([1.0, 2.0])])
         return _merged(
             state, _measured(scale, jnp.concatenate([columns, jnp.stack(rest, axis=1)], axis=1), steps.counts)
         )
@@ -305,12 +334,25 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
             zero = jnp.zeros(width)
             return Moments(jnp.zeros(()), jnp.full(width, -jnp.inf), zero, jnp.zeros((width, width)))
 
-    def update(state: Moments, trajectories: Trajectories, *, counts: Any = None, **given: Any) -> Moments:
+    @named_options
+    def update(
+        state: Moments,
+        trajectories: Trajectories,
+        *,
+        counts: Any = None,
+        target_log_prob: Any = None,
+        q: Any = None,
+        v: Any = None,
+        final: Any = None,
+        states: Any = None,
+        final_states: Any = None,
+    ) -> Moments:
+        given = dict(target_log_prob=target_log_prob, q=q, v=v, final=final, states=states, final_states=final_states)
         given = {name: value for name, value in given.items() if value is not None}
-        missing, unknown = set(needs) - set(given), set(given) - {*needs, *may}
-        if missing or unknown:
+        if set(needs) - set(given) or set(given) - {*needs, *may}:
             raise ValueError(
-                f"update takes {', '.join(needs) or 'no columns'}, got {', '.join(sorted(given)) or 'none'}."
+                f"update of this stream takes {', '.join((*needs, *may)) or 'no columns'}, got "
+                f"{', '.join(sorted(given)) or 'none'}."
             )
         with float64(state, trajectories, counts, given):
             if np.ndim(trajectories.rewards) != 2:
@@ -340,11 +382,11 @@ def _stream(source: _Source, needs: tuple[str, ...], may: tuple[str, ...], horiz
         settings = settings_of(level=level, sides=sides, interval=interval, floor=floor)
         if interval not in INTERVALS:
             raise ValueError(
-                f"interval must be one of {', '.join(INTERVALS)}, got {interval!r}: others need all data at once."
+                f"interval of a stream must be one of {', '.join(INTERVALS)}, got {interval!r}: others need all data at once."
             )
         with float64(state):
             if is_concrete(state) and not state.total > 0:
-                raise ValueError("no trajectories have gone in; there is nothing to estimate from.")
+                raise ValueError("no trajectories have been added; call update before finish.")
             return _finished(state, source=source, settings=settings)
 
     return Stream(init, update, finish)
@@ -364,21 +406,26 @@ def _finished(state: Moments, *, source: _Source, settings: Settings) -> Estimat
         method = intervals.normal_interval if settings.interval == "normal" else intervals.student_t_interval
         lower, upper = method(value + apart, jnp.full(2, 0.5 * total), level=settings.level, sides=settings.sides)
         lower, upper = jnp.where(finite, lower, -jnp.inf), jnp.where(finite, upper, jnp.inf)
-    weight, length, estimated, scaled, square = share
-    weight_error = jnp.sqrt(_variance(state, jnp.zeros(width + _COMMON).at[width].set(1.0)) / total)
+    *means, scaled, square = share
     effective = total * quotient(jnp.square(scaled), square)
-    diagnostics = {
-        "rows": total,
-        "mean_weight": weight,
-        "mean_weight_z": (weight - 1.0) / jnp.where(weight_error > 0, weight_error, 1.0),
-        "largest_share": quotient(1.0, total * scaled),
-        "largest_log_weight": scale[width + 3],
-        "mean_length": length,
-        "behaviour_estimated": estimated,
-        "below_floor": (effective < settings.floor).astype(weight.dtype),
-        "finite": finite.astype(weight.dtype),
+
+    def error_of(slope: Array) -> Array:
+        return jnp.where(total > 1, jnp.sqrt(_variance(state, slope) / total), jnp.inf)
+
+    errors = [error_of(jnp.zeros(width + _COMMON).at[width + place].set(1.0)) for place in (0, 1)]
+    largest, horizon_exit = scale[width + 5], jnp.asarray(source.horizon_exit, jnp.float64)
+    diagnostics = described_weights(total, *means, *errors, quotient(1.0, total * scaled), largest, horizon_exit)
+    if lower is not None and upper is not None:
+        lower, upper = without_overlap(lower, upper, diagnostics["no_overlap"], settings.sides)
+    diagnostics |= {
+        "below_floor": (effective < settings.floor).astype(total.dtype),
+        "finite": finite.astype(total.dtype),
     }
     diagnostics |= source.diagnostics(mean, scale[:width], total)
+    if source.correction is not None:
+        correction, change = jax.value_and_grad(source.correction)(mean, scale[:width], total)
+        diagnostics["correction"] = correction
+        diagnostics["correction_z"] = z_score(correction, 0.0, error_of(jnp.pad(change, (0, _COMMON))), total)
     error = jnp.where(finite & (total > 1), jnp.sqrt(variance / total), jnp.inf)
     return Estimate(jnp.where(finite, value, jnp.nan), error, lower, upper, effective, diagnostics)
 

@@ -138,12 +138,14 @@ def test_the_formulas_written_out(form):
         data, log_ratio, states, final = simulated(seed)
         counts = np.random.default_rng(seed).integers(0, 3, 12) + (np.arange(12) == 0.0)
         settings = dict(discount=0.8, counts=counts)
-        values = star_values(data, log_ratio, states[None], 5, windows, final_states=final[None], **settings, **form)
+        needed = "termination" in form or "horizon_exit" in form
+        of_grid, of_one = (dict(final_states=x) if needed else {} for x in (final[None], final))
+        values = star_values(data, log_ratio, states[None], 5, windows, **of_grid, **settings, **form)
         for window, value in zip(windows, values[0], strict=True):
             expected = written_out(data, log_ratio, states, 5, final, window=window, **settings, **options)
             assert float(value) == pytest.approx(expected[0], rel=1e-11)
         found = abstract_reward_process(
-            data, log_ratio, states, 5, window=windows[-1], final_states=final, **settings, **form
+            data, log_ratio, states, 5, window=windows[-1], **of_one, **settings, **form
         )
         for one, other in zip(found[:3], expected[1:], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-14)
@@ -459,6 +461,7 @@ def test_the_joint_form_is_consistent_for_cells_that_are_not_markov():
         (dict(normalisation="ht"), "normalisation must be one of self"),
         (dict(termination="early"), "termination must be one of joint"),
         (dict(termination="factored"), "need final_states"),
+        (dict(final_states=np.zeros(5, int)), "final_states would be ignored"),
         (dict(horizon_exit=False), "need final_states"),
         (dict(horizon_exit=False, final_states=np.zeros(4, int)), "final_states must be integers"),
         (dict(horizon_exit=False, final_states=np.full(5, 3)), r"final_states must be in \[0, 3\)"),

@@ -76,6 +76,20 @@ def test_streams_are_estimates_of_all_at_once(name):
     agree(run(stream, data, columns, names, (20, 7, 13, 10), **asked), expected)
 
 
+@pytest.mark.parametrize("name", CORRECTED)
+def test_streams_of_a_process_that_goes_on(name):
+    data, columns = simulated()
+    columns["final"] = np.random.default_rng(3).normal(size=50)
+    names, options = ("target_log_prob", "q", "v", "final"), dict(discount=0.9, horizon_exit=False)
+    stream = streaming.streaming(name, horizon=6, size=20, **options)
+    expected = getattr(corrected, name)(data, **{x: columns[x] for x in names}, counts=COUNTS, level=0.9, **options)
+    agree(run(stream, data, columns, names, (20, 20, 10), level=0.9), expected)
+    with pytest.raises(ValueError, match="takes target_log_prob, q, v, final, got q, target_log_prob, v"):
+        run(stream, data, columns, names[:3], (20, 20, 10))
+    with pytest.raises(ValueError, match="wis can judge only returns within the horizon"):
+        streaming.streaming("wis", horizon=6, size=20, horizon_exit=False)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -163,9 +177,9 @@ def test_what_cannot_stream():
         (lambda: streaming.streaming("pdis", horizon=0, size=20), "at least 1"),
         (lambda: streaming.star_streaming(4, horizon=6, size=20, termination="both"), "termination must be one of"),
         (lambda: stream.update(stream.init(), data, target_log_prob=log_prob), "up to 20 of 6 are allowed"),
-        (lambda: stream.update(stream.init(), data), "update takes target_log_prob, got none"),
+        (lambda: stream.update(stream.init(), data), "takes target_log_prob, got none"),
         (lambda: stream.update(stream.init(), data, target_log_prob=log_prob, q=log_prob), "got q, target_log_prob"),
-        (lambda: stream.finish(stream.init()), "no trajectories"),
+        (lambda: stream.finish(stream.init()), "no trajectories have been added"),
         (
             lambda: stream.update(stream.init(), few_of(data), target_log_prob=log_prob[:5, :4]),
             r"target_log_prob has shape \(5, 4\); the chunk has 5 trajectories of 6 steps",
@@ -189,5 +203,5 @@ def test_what_cannot_stream():
         with pytest.raises(ValueError, match=message):
             call()
     few = few_of(data._replace(rewards=data.rewards * np.nan))
-    with pytest.raises(ValueError, match="step 0 of trajectory 0"):
+    with pytest.raises(ValueError, match="Step 0 of trajectory 0"):
         stream.update(stream.init(), few, target_log_prob=log_prob[:5])

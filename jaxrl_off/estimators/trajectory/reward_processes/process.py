@@ -1,4 +1,4 @@
-"""The abstract reward process behind `star`: what is asked checked, weights, counts, and the value by a linear solve."""
+"""The abstract reward process behind `star`: checked inputs, weights, counts, and the value by a linear solve."""
 
 from __future__ import annotations
 
@@ -86,70 +86,93 @@ class Weights(NamedTuple):
     factor: Array
 
 
+class Given(NamedTuple):
+    """What `star` is given besides trajectories, log-probabilities and the form.
+
+    Attributes:
+        states: `int32[n, T]`, z_t; of a grid of k abstractions `[k, n, T]`.
+        final_states: `int32[n]`, cells of what followed the last steps, or None; of a grid `[k, n]`.
+        discount: gamma.
+        counts: `float[n]`, or None for once each.
+        clip: largest ratio, or None.
+        smoothing: alpha.
+    """
+
+    states: Any
+    final_states: Any
+    discount: Any
+    counts: Any
+    clip: Any
+    smoothing: Any
+
+
 def inputs_of(
-    trajectories: Trajectories,
-    target_log_prob: Any,
-    states: Any,
-    num_states: int,
-    *,
-    discount: Any = 1.0,
-    clip: Any = None,
-    discounted_counts: bool = True,
-    normalisation: str = "self",
-    termination: str = "joint",
-    horizon_exit: bool = True,
-    final_states: Any = None,
-    smoothing: Any = 0.0,
-    counts: Any = None,
-    grid: bool = False,
-) -> tuple[Inputs, Form]:
+    trajectories: Trajectories, target_log_prob: Any, given: Given, form: Form, *, grid: bool = False
+) -> Inputs:
     """What `star` takes, checked; to be called within `float64`.
 
     Args:
-        grid: whether states are those of several abstractions, `int32[k, n, T]`, and final states `int32[k, n]`; all
-            else as in `star`.
+        trajectories: n of them.
+        target_log_prob: `float[n, T]`.
+        given: further columns and reals.
+        form: which member of the family is meant.
+        grid: whether states are those of several abstractions.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: if the data or settings are invalid.
     """
-    form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
     check_form(form)
-    check_weights(None, clip)
-    steady = is_concrete(smoothing)
-    if steady and not 0.0 <= smoothing < np.inf:
-        raise ValueError(f"smoothing must be a finite number of at least 0, got {smoothing}.")
-    steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts)
-    if steady and smoothing == 0:
-        smoothing = None
-    else:
-        smoothing = smoothing / jnp.sum(steps.counts)
+    check_weights(None, given.clip)
+    check_smoothing(given.smoothing)
+    cut = dict(discount=given.discount, horizon_exit=form.horizon_exit)
+    steps = steps_of(trajectories, target_log_prob, counts=given.counts, **cut)
+    states, successors, leaves = _cells(steps, trajectories.terminated, given, form, grid)
+    reals = (None if x is None else jnp.asarray(x, jnp.float64) for x in (given.discount, given.clip))
+    smoothed = not is_concrete(given.smoothing) or given.smoothing != 0
+    smoothing = given.smoothing / jnp.sum(steps.counts) if smoothed else None
+    return Inputs(steps, states, successors, leaves, *reals, smoothing)
+
+
+def _cells(steps: Steps, terminated: Any, given: Given, form: Form, grid: bool) -> tuple[Array, Array, Array]:
+    """`(z_t, z_{t+1}, after which step the process is left)`, as `Inputs` has them."""
     mask, shape = steps.mask, steps.mask.shape
-    leading = np.shape(states)[:1] if grid else ()
-    states = _checked_states("states", states, (*leading, *shape), mask, num_states)
+    leading = np.shape(given.states)[:1] if grid else ()
+    states = _checked_states("states", given.states, (*leading, *shape), mask, form.num_states)
     following = jnp.pad(mask[:, 1:], [(0, 0), (0, 1)])
     leaves = mask & ~following
-    if not horizon_exit:
-        terminated = jnp.asarray(trajectories.terminated, bool)
-        if terminated.shape != shape:
-            raise ValueError(f"terminated has shape {terminated.shape}, rewards {shape}; every step needs one of each.")
-        leaves = leaves & terminated
+    if not form.horizon_exit:
+        leaves = leaves & jnp.asarray(terminated, bool)
     final = jnp.zeros((*leading, shape[0]), jnp.int32)
-    if termination == "factored" or not horizon_exit:
-        if final_states is None:
+    if form.termination == "factored" or not form.horizon_exit:
+        if given.final_states is None:
             raise ValueError(
                 "termination='factored' and horizon_exit=False need final_states, the cells of what followed the "
                 "last steps: abstraction(final_observation[:, None])[:, 0]."
             )
-        final = _checked_states("final_states", final_states, final.shape, mask[:, 0], num_states)
+        final = _checked_states("final_states", given.final_states, final.shape, mask[:, 0], form.num_states)
+    elif given.final_states is not None:
+        raise ValueError(
+            "final_states would be ignored: with horizon_exit=True and termination='joint' nothing follows the last step. Pass "
+            "horizon_exit=False if the process goes on where trajectories were cut, or leave final_states out."
+        )
     successors = jnp.where(following, jnp.roll(states, -1, axis=-1), final[..., None])
-    if termination == "joint":
-        successors = jnp.where(leaves, num_states, successors)
-    discount, clip = (None if x is None else jnp.asarray(x, jnp.float64) for x in (discount, clip))
-    return Inputs(steps, states, successors, leaves, discount, clip, smoothing), form
+    if form.termination == "joint":
+        successors = jnp.where(leaves, form.num_states, successors)
+    return states, successors, leaves
+
+
+def check_smoothing(smoothing: Any) -> None:
+    """Refuse an alpha that is negative or not finite.
+
+    Raises:
+        ValueError: saying what was given.
+    """
+    if is_concrete(smoothing) and not 0.0 <= smoothing < np.inf:
+        raise ValueError(f"smoothing must be a finite number of at least 0, got {smoothing}.")
 
 
 def check_form(form: Form) -> None:
-    """Refuse a member that is none.
+    """Refuse an invalid form.
 
     Raises:
         ValueError: saying what is allowed.

@@ -25,8 +25,15 @@ import numpy as np
 from jax.custom_batching import sequential_vmap
 
 from jaxrl_off.estimators.bandit import slope
-from jaxrl_off.estimators.common import check_level, float64, is_concrete
-from jaxrl_off.estimators.trajectory.reward_processes.process import Form, Inputs, grid_values, grid_weights, inputs_of
+from jaxrl_off.estimators.common import check_level, float64, is_concrete, named_options
+from jaxrl_off.estimators.trajectory.reward_processes.process import (
+    Form,
+    Given,
+    Inputs,
+    grid_values,
+    grid_weights,
+    inputs_of,
+)
 from jaxrl_off.estimators.trajectory.reward_processes.star import checked_windows
 from jaxrl_off.estimators.trajectory.statistics import resample_size
 from jaxrl_off.ops.intervals import bootstrap_replicates
@@ -71,6 +78,7 @@ class Selection(NamedTuple):
     upper: Array | None
 
 
+@named_options
 def star_candidates(
     trajectories: Trajectories,
     target_log_prob: Any,
@@ -78,35 +86,57 @@ def star_candidates(
     num_states: int,
     windows: Sequence[int | None],
     *,
+    clip: float | None = None,
+    horizon_exit: bool = True,
+    final_states: Any = None,
+    discounted_counts: bool = True,
+    normalisation: str = "self",
+    termination: str = "joint",
+    smoothing: float = 0.0,
+    discount: float = 1.0,
+    counts: Any = None,
     resamples: int = 200,
     seed: int = 0,
-    **keywords: Any,
 ) -> Candidates:
     """The grid of `star_values` as candidates, with replicates on common resamples.
 
     Args:
-        trajectories: as in `star_values`.
-        target_log_prob: as there.
-        states: `int32[k, n, T]`.
-        num_states: as there.
-        windows: as there.
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t).
+        states: `int32[k, n, T]`, of k abstractions.
+        num_states: the largest |Z| of them.
+        windows: c of each, or None.
+        clip: largest ratio of a step; None for no bound.
+        horizon_exit: whether the process is left where trajectories were cut: returns within the horizon. With False it goes on
+            there, in `final_states`.
+        final_states: `int32[k, n]`, the cells of what followed the last steps; needed with `horizon_exit=False` and with
+            "factored", and refused otherwise.
+        discounted_counts: whether gamma^t is in the counts.
+        normalisation: "self", or "horvitz_thompson", where N has the weights without the ratio of step t and rows of P may sum
+            to more than 1.
+        termination: "joint" or "factored"; see the module.
+        smoothing: alpha: a cell of m steps is given alpha more that leave, so that P is multiplied by `m / (m + alpha)`, of use
+            where no step that was seen leaves.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, whole numbers; None for once each.
         resamples: B.
         seed: of the resamples.
-        **keywords: as there.
 
     Returns:
         `Candidates` of m = k len(windows), the windows of the first abstraction first.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: if the data or settings are invalid.
     """
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, got {resamples}.")
-    with float64(trajectories, target_log_prob, states, keywords):
-        inputs, form = inputs_of(trajectories, target_log_prob, states, num_states, grid=True, **keywords)
-        size = resample_size(keywords.get("counts"), drawn=True)
-        options = dict(windows=checked_windows(windows), form=form, resamples=resamples, size=size)
-        return _candidates(inputs, jax.random.key(seed), **options)
+    form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
+    given = Given(states, final_states, discount, counts, clip, smoothing)
+    with float64(trajectories, target_log_prob, given):
+        inputs = inputs_of(trajectories, target_log_prob, given, form, grid=True)
+        options = dict(windows=checked_windows(windows), form=form, resamples=resamples)
+        size = resample_size(counts, drawn=True)
+        return _candidates(inputs, jax.random.key(seed), size=size, **options)
 
 
 def select_by_slope(candidates: Candidates, *, quantile: float = 2.0, level: float | None = None) -> Selection:
@@ -125,7 +155,7 @@ def select_by_slope(candidates: Candidates, *, quantile: float = 2.0, level: flo
         A `Selection`; its `errors` are the squared deviations.
 
     Raises:
-        ValueError: for candidates that do not fit, or none that is finite.
+        ValueError: if the candidates do not fit together, or none is finite.
     """
     if not quantile > 0:
         raise ValueError(f"quantile must be positive, got {quantile}.")

@@ -47,10 +47,11 @@ from typing import Any
 import jax
 from jax.custom_batching import sequential_vmap
 
-from jaxrl_off.estimators.common import float64
+from jaxrl_off.estimators.common import float64, named_options
 from jaxrl_off.estimators.trajectory.reward_processes.process import (
     AbstractRewardProcess,
     Form,
+    Given,
     Inputs,
     Weights,
     diagnostics_of,
@@ -67,6 +68,7 @@ from jaxrl_off.estimators.trajectory.steps import check_weights, log_weights
 from jaxrl_off.types import Array, Estimate, Trajectories
 
 
+@named_options
 def star(
     trajectories: Trajectories,
     target_log_prob: Any,
@@ -74,25 +76,50 @@ def star(
     num_states: int,
     *,
     window: int | None = None,
-    **keywords: Any,
+    clip: float | None = None,
+    horizon_exit: bool = True,
+    final_states: Any = None,
+    discounted_counts: bool = True,
+    normalisation: str = "self",
+    termination: str = "joint",
+    smoothing: float = 0.0,
+    discount: float = 1.0,
+    counts: Any = None,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
-    """`eta^T (I - gamma P)^{-1} R` of an abstract reward process; see the module.
+    """The value `eta^T (I - gamma P)^{-1} R` of an abstract reward process; see the module.
 
     Args:
         trajectories: n of them, with behaviour log-probabilities.
         target_log_prob: `float[n, T]`, log pi_e(a_t|s_t); -inf where the target never acts so.
-        states: `int32[n, T]`, z_t in [0, num_states); padding is not looked at. phi must not have been chosen by the
+        states: `int32[n, T]`, z_t in [0, num_states); padding is ignored. phi must not have been chosen by the
             rewards of the same trajectories, or errors and intervals are too small.
         num_states: |Z|.
         window: c, product of that many most recent ratios; 0 for none, None for all.
-        **keywords: `discounted_counts` (True), whether gamma^t is in the counts; `normalisation` ("self"), or
-            "horvitz_thompson", where N has the weights without the ratio of step t and rows of P may sum to more than
-            1; `termination` ("joint"), or "factored"; `horizon_exit` (True), whether the process is left where
-            trajectories were cut; `final_states`, `int32[n]`, the cells of what followed the last steps, where
-            trajectories that were cut go on if `horizon_exit` is False, needed for that and for "factored"; `smoothing`
-            (0.0), alpha: a cell of m steps is given alpha more that leave, so that P is multiplied by `m / (m +
-            alpha)`, of use where no step that was seen leaves; and `discount`, `clip`, `counts`, `level` and the
-            further ones of `weighted.pdis`.
+        clip: largest ratio of a step; None for no bound.
+        horizon_exit: whether the process is left where trajectories were cut: returns within the horizon. With False it goes on
+            there, in `final_states`.
+        final_states: `int32[n]`, the cells of what followed the last steps; needed with `horizon_exit=False` and with
+            "factored", and refused otherwise.
+        discounted_counts: whether gamma^t is in the counts.
+        normalisation: "self", or "horvitz_thompson", where N has the weights without the ratio of step t and rows of P may sum
+            to more than 1.
+        termination: "joint" or "factored"; see the module.
+        smoothing: alpha: a cell of m steps is given alpha more that leave, so that P is multiplied by `m / (m + alpha)`, of use
+            where no step that was seen leaves.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`, NaN (and `finite` 0) where discount is 1 and the process gains reward forever. Further
@@ -102,7 +129,7 @@ def star(
         getting into a cell without weight.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: if the data or settings are invalid.
 
     Example:
         >>> import numpy as np
@@ -112,13 +139,16 @@ def star(
         >>> round(float(star(data, np.log([[0.8, 0.25]]), np.array([[0, 1]]), 2, discount=0.5).value), 12)
         1.5
     """
-    checked = settings_of(**{name: keywords.pop(name) for name in Settings._fields if name in keywords})
-    with float64(trajectories, target_log_prob, states, keywords):
-        inputs, form = inputs_of(trajectories, target_log_prob, states, num_states, **keywords)
-        size = resample_size(keywords.get("counts"), drawn=checked.drawn)
-        return _run(inputs, window=checked_windows([window])[0], form=form, settings=checked, size=size)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
+    given = Given(states, final_states, discount, counts, clip, smoothing)
+    with float64(trajectories, target_log_prob, given):
+        inputs = inputs_of(trajectories, target_log_prob, given, form)
+        size = resample_size(counts, drawn=settings.drawn)
+        return _run(inputs, window=checked_windows([window])[0], form=form, settings=settings, size=size)
 
 
+@named_options
 def abstract_reward_process(
     trajectories: Trajectories,
     target_log_prob: Any,
@@ -126,46 +156,101 @@ def abstract_reward_process(
     num_states: int,
     *,
     window: int | None = None,
-    **keywords: Any,
+    clip: float | None = None,
+    horizon_exit: bool = True,
+    final_states: Any = None,
+    discounted_counts: bool = True,
+    normalisation: str = "self",
+    termination: str = "joint",
+    smoothing: float = 0.0,
+    discount: float = 1.0,
+    counts: Any = None,
 ) -> AbstractRewardProcess:
     """The process whose value `star` gives, to be looked at.
 
-    Args and Raises: as `star`, but for `level` and what comes with it.
+    Args:
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t).
+        states: `int32[n, T]`, z_t.
+        num_states: |Z|.
+        window: c, product of that many most recent ratios; 0 for none, None for all.
+        clip: largest ratio of a step; None for no bound.
+        horizon_exit: whether the process is left where trajectories were cut: returns within the horizon. With False it goes on
+            there, in `final_states`.
+        final_states: `int32[n]`, the cells of what followed the last steps; needed with `horizon_exit=False` and with
+            "factored", and refused otherwise.
+        discounted_counts: whether gamma^t is in the counts.
+        normalisation: "self", or "horvitz_thompson", where N has the weights without the ratio of step t and rows of P may sum
+            to more than 1.
+        termination: "joint" or "factored"; see the module.
+        smoothing: alpha: a cell of m steps is given alpha more that leave, so that P is multiplied by `m / (m + alpha)`, of use
+            where no step that was seen leaves.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
 
     Returns:
         An `AbstractRewardProcess`. With "factored", `transition` is `(1 - exit) P`.
+
+    Raises:
+        ValueError: if the data or settings are invalid.
     """
-    with float64(trajectories, target_log_prob, states, keywords):
-        inputs, form = inputs_of(trajectories, target_log_prob, states, num_states, **keywords)
+    form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
+    given = Given(states, final_states, discount, counts, clip, smoothing)
+    with float64(trajectories, target_log_prob, given):
+        inputs = inputs_of(trajectories, target_log_prob, given, form)
         return _run_process(inputs, window=checked_windows([window])[0], form=form)
 
 
+@named_options
 def star_values(
     trajectories: Trajectories,
     target_log_prob: Any,
     states: Any,
     num_states: int,
     windows: Sequence[int | None],
-    **keywords: Any,
+    *,
+    clip: float | None = None,
+    horizon_exit: bool = True,
+    final_states: Any = None,
+    discounted_counts: bool = True,
+    normalisation: str = "self",
+    termination: str = "joint",
+    smoothing: float = 0.0,
+    discount: float = 1.0,
+    counts: Any = None,
 ) -> Array:
     """Values alone, of a grid of abstractions and windows in one compiled program; `jax.vmap` it over data sets.
 
     Args:
-        trajectories: as in `star`.
-        target_log_prob: as there.
+        trajectories: n of them, with behaviour log-probabilities.
+        target_log_prob: `float[n, T]`, log pi_e(a_t|s_t).
         states: `int32[k, n, T]`, of k abstractions.
         num_states: the largest |Z| of them; cells beyond an abstraction's own are empty.
         windows: c of each, or None.
-        **keywords: as there, but for `level` and what comes with it; `final_states` are `int32[k, n]`.
+        clip: largest ratio of a step; None for no bound.
+        horizon_exit: whether the process is left where trajectories were cut: returns within the horizon. With False it goes on
+            there, in `final_states`.
+        final_states: `int32[k, n]`, the cells of what followed the last steps; needed with `horizon_exit=False` and with
+            "factored", and refused otherwise.
+        discounted_counts: whether gamma^t is in the counts.
+        normalisation: "self", or "horvitz_thompson", where N has the weights without the ratio of step t and rows of P may sum
+            to more than 1.
+        termination: "joint" or "factored"; see the module.
+        smoothing: alpha: a cell of m steps is given alpha more that leave, so that P is multiplied by `m / (m + alpha)`, of use
+            where no step that was seen leaves.
+        discount: gamma in [0, 1].
+        counts: `float[n]`, how often each trajectory counts, 0 for padding; None for once each.
 
     Returns:
         `float64[k, len(windows)]`; infinite where discount is 1 and the process gains reward forever.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: if the data or settings are invalid.
     """
-    with float64(trajectories, target_log_prob, states, keywords):
-        inputs, form = inputs_of(trajectories, target_log_prob, states, num_states, grid=True, **keywords)
+    form = Form(num_states, discounted_counts, normalisation, termination, horizon_exit)
+    given = Given(states, final_states, discount, counts, clip, smoothing)
+    with float64(trajectories, target_log_prob, given):
+        inputs = inputs_of(trajectories, target_log_prob, given, form, grid=True)
         return _run_grid(inputs, windows=checked_windows(windows), form=form)
 
 
