@@ -97,7 +97,7 @@ def estimate_trajectories(options: EstimateTrajectories) -> int:
     trajectories, note = _with_behaviour(options, names, trajectories, num_actions)
     found = _estimates(options, names, trajectories, policy, num_actions)
     rows = [_row(name, found[name]) for name in names]
-    _print(options, rows, note)
+    _print(options, rows, note, {name: found[name] for name in names})
     if options.output is not None:
         content = dataclasses.asdict(options) | {"data": options.data.name, "policy": options.policy.name}
         content["behaviour"] = note or "logged"
@@ -387,7 +387,11 @@ def _row(name: str, found: Estimate) -> dict[str, Any]:
     return {"slice": "all", "estimator": name, **numbers, "diagnostics": diagnostics}
 
 
-def _print(options: EstimateTrajectories, rows: list[dict[str, Any]], note: str | None) -> None:
+def _print(
+    options: EstimateTrajectories, rows: list[dict[str, Any]], note: str | None, found: dict[str, Estimate]
+) -> None:
+    from jaxrl_off.estimators.warnings import warnings_of
+
     lines = [
         (
             row["estimator"],
@@ -410,15 +414,9 @@ def _print(options: EstimateTrajectories, rows: list[dict[str, Any]], note: str 
     table(heading, columns, lines)
     if note is not None:
         print(f"{note} The intervals do not account for this estimate.")
-    without = [row["estimator"] for row in rows if row["diagnostics"].get("finite") == 0.0]
-    if without:
-        print(
-            f"No value for {', '.join(without)}: all weights are 0, or the fitted process never ends. Log more trajectories, "
-            "use a --discount below 1, or fewer --cells."
-        )
-    few = [row["estimator"] for row in rows if row["effective_sample_size"] < 10]
-    if few:
-        print(
-            f"Fewer than 10 effective trajectories for {', '.join(few)}: their numbers are unreliable. Log more trajectories, "
-            "shorten the horizon, or use --window."
-        )
+    said: dict[str, list[str]] = {}
+    for name, estimate in found.items():
+        for sentence in warnings_of(estimate):
+            said.setdefault(sentence, []).append(name)
+    for sentence, names in said.items():
+        print(f"{', '.join(names)}: {sentence}")

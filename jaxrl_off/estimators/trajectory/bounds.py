@@ -1,4 +1,4 @@
-"""High-confidence bounds: intervals that cover at every number of trajectories, from what is known of them beforehand.
+"""High-confidence bounds: intervals that cover at every number of trajectories, from ranges that are known beforehand.
 
 Means over trajectories of terms X_i that lie in a known range, `trajectory_is`, `pdis` and `doubly_robust`, have them:
 
@@ -6,7 +6,7 @@ Means over trajectories of terms X_i that lie in a known range, `trajectory_is`,
 |---|---|---|
 | "hoeffding" | both ends | worst |
 | "empirical_bernstein" | both ends | Maurer and Pontil 2009 |
-| "betting" | both ends | narrowest; takes trajectories in their order |
+| "betting" | both ends | narrowest; reads trajectories one after the other, in an order drawn by `seed` unless `ordered` |
 | "anderson" | for a lower bound the lower end, for an upper one the upper | bears heavy tails |
 
 Ranges are what *can be*, not what was: they come from rewards and from `weight_max`, the largest weight that is possible. With
@@ -79,7 +79,7 @@ def check_known(known: Known, clip: Any, settings: Any, counts: Any) -> None:
         counts: as given.
 
     Raises:
-        ValueError: for ranges that cannot be meant, a range that is missing, and counts that "betting" cannot order.
+        ValueError: if a range is invalid or missing, or "betting" is given counts above 1.
     """
     name, given, weight_max, truncation = known
     if weight_max is not None and is_concrete(weight_max) and not (np.asarray(weight_max) >= 1.0).all():
@@ -193,4 +193,7 @@ def interval_of(
         found = _RANGED[kind](terms, counts, **shared)
     # the end that was not asked for is that of truncated terms
     found = intervals.within(found, True, sides)
-    return intervals.Interval(*(jnp.clip(x, *limits.value) for x in found))
+    lower, upper = (jnp.clip(x, *limits.value) for x in found)
+    # bounds that cross say that the trajectories are no independent draws: then nothing is known
+    crossed = lower > upper
+    return intervals.Interval(jnp.where(crossed, limits.value[0], lower), jnp.where(crossed, limits.value[1], upper))

@@ -36,7 +36,7 @@ from jaxrl_off.estimators.trajectory.weights import doubly_robust, importance
 from jaxrl_off.estimators.trajectory.weights.magic import magic
 from jaxrl_off.types import Estimate, Trajectories
 
-_ASKED = ("counts", *Settings._fields)
+_ASKED = ("counts", *(name for name in Settings._fields if name != "ordered"))
 _STATISTIC = ("discount", *_ASKED)
 _CUT = (*_STATISTIC, "horizon_exit")
 _WEIGHTS = ("window", "clip")
@@ -82,10 +82,12 @@ ESTIMATORS: dict[str, Method] = {
     "is": Method(
         importance.trajectory_is,
         ("target_log_prob",),
-        options=(*_WEIGHTS, "return_range", "weight_max", "truncation"),
+        options=(*_WEIGHTS, "return_range", "weight_max", "truncation", "ordered"),
     ),
     "pdis": Method(
-        importance.pdis, ("target_log_prob",), options=(*_WEIGHTS, "reward_range", "weight_max", "truncation")
+        importance.pdis,
+        ("target_log_prob",),
+        options=(*_WEIGHTS, "reward_range", "weight_max", "truncation", "ordered"),
     ),
     "wis": Method(importance.wis, ("target_log_prob",), options=_WEIGHTS),
     "cwpdis": Method(importance.cwpdis, ("target_log_prob",), options=_WEIGHTS),
@@ -101,7 +103,7 @@ ESTIMATORS: dict[str, Method] = {
         doubly_robust.doubly_robust,
         ("target_log_prob", "q", "v"),
         (*_CUT, "final"),
-        (*_WEIGHTS, "value_range", "weight_max"),
+        (*_WEIGHTS, "value_range", "weight_max", "ordered"),
     ),
     "wdr": Method(doubly_robust.weighted_doubly_robust, ("target_log_prob", "q", "v"), (*_CUT, "final"), _WEIGHTS),
     "magic": Method(magic, ("target_log_prob", "q", "v"), (*_CUT, "final"), (*_WEIGHTS, "lengths")),

@@ -144,9 +144,7 @@ def test_the_formulas_written_out(form):
         for window, value in zip(windows, values[0], strict=True):
             expected = written_out(data, log_ratio, states, 5, final, window=window, **settings, **options)
             assert float(value) == pytest.approx(expected[0], rel=1e-11)
-        found = abstract_reward_process(
-            data, log_ratio, states, 5, window=windows[-1], **of_one, **settings, **form
-        )
+        found = abstract_reward_process(data, log_ratio, states, 5, window=windows[-1], **of_one, **settings, **form)
         for one, other in zip(found[:3], expected[1:], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-14)
 

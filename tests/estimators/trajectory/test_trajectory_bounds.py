@@ -247,3 +247,24 @@ def test_what_has_no_bound(method, options, message):
     method = KNOWN[method][0] if method in KNOWN else getattr(weighted, method)
     with pytest.raises(ValueError, match=message):
         method(data, target(data), **dict(level=0.9, interval="hoeffding", discount=DISCOUNT) | options)
+
+
+def test_betting_does_not_read_an_order_that_the_data_chose():
+    """The defect: of rewards that stand in order the interval was [.083, .029], the lower bound above the upper one."""
+    n = 400
+    mask, rewards = np.ones((n, 1), bool), np.repeat([0.0, 1.0], n // 2)[:, None]
+    options = dict(level=0.95, interval="betting", reward_range=(0.0, 1.0), weight_max=2.0)
+
+    def interval(rewards, **more):
+        data = Trajectories(None, None, rewards, np.zeros((n, 1)), mask, mask, ~mask, None)
+        found = weighted.pdis(data, np.zeros((n, 1)), **options, **more)
+        return float(found.lower), float(found.value), float(found.upper)
+
+    found = [interval(rewards), interval(rewards[::-1]), interval(np.random.default_rng(0).permutation(rewards))]
+    for lower, value, upper in found:
+        assert value == 0.5
+        assert 0.4 < lower < 0.5 < upper < 0.62
+    np.testing.assert_allclose(np.diff([x[::2] for x in found])[:, 0], 0.14, atol=0.03)  # of one width
+    assert interval(rewards, seed=1) != found[0]
+    lower, _, upper = interval(rewards, ordered=True)
+    assert lower <= upper

@@ -111,6 +111,7 @@ def doubly_robust(
     interval: str = "student_t",
     resamples: int = 1000,
     seed: int = 0,
+    ordered: bool = False,
     floor: float = 10.0,
 ) -> Estimate:
     """The doubly robust estimate, unbiased for every Q that was not fitted to the same data.
@@ -137,7 +138,8 @@ def doubly_robust(
         sides: "two", "lower" or "upper".
         interval: "student_t", "normal", "bootstrap", "bca", or with `value_range` one of `bounds`.
         resamples: number of bootstrap resamples.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the order in which "betting" reads trajectories.
+        ordered: whether the order of trajectories is time, and "betting" shall read them so.
         floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
@@ -147,7 +149,7 @@ def doubly_robust(
     Raises:
         ValueError: if the data or settings are invalid.
     """
-    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
+    settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
     check_weights(window, clip)
     known = Known("value_range", value_range, weight_max, None)
     with float64(trajectories, target_log_prob, q, v, final, counts):

@@ -96,6 +96,7 @@ def trajectory_is(
     interval: str = "student_t",
     resamples: int = 1000,
     seed: int = 0,
+    ordered: bool = False,
     floor: float = 10.0,
 ) -> Estimate:
     """Ordinary importance sampling of whole returns, `mean_i w_T G`; unbiased, of a variance that grows fast with the horizon.
@@ -115,7 +116,8 @@ def trajectory_is(
         sides: "two", "lower" or "upper".
         interval: "student_t", "normal", "bootstrap", "bca", or with a known range one of `bounds`.
         resamples: number of bootstrap resamples.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the order in which "betting" reads trajectories.
+        ordered: whether the order of trajectories is time, and "betting" shall read them so.
         floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
@@ -124,7 +126,7 @@ def trajectory_is(
     Raises:
         ValueError: if the data or settings are invalid.
     """
-    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
+    settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
     known = Known("return_range", return_range, weight_max, truncation)
     return _estimate(
         forms.MEAN_RETURN,
@@ -156,6 +158,7 @@ def pdis(
     interval: str = "student_t",
     resamples: int = 1000,
     seed: int = 0,
+    ordered: bool = False,
     floor: float = 10.0,
 ) -> Estimate:
     """Per-decision importance sampling, `mean_i sum_t gamma^t w_t r_t`; unbiased.
@@ -176,7 +179,8 @@ def pdis(
         sides: "two", "lower" or "upper".
         interval: "student_t", "normal", "bootstrap", "bca", or with a known range one of `bounds`.
         resamples: number of bootstrap resamples.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the order in which "betting" reads trajectories.
+        ordered: whether the order of trajectories is time, and "betting" shall read them so.
         floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
@@ -193,7 +197,7 @@ def pdis(
         >>> float(pdis(data, np.log([[0.8, 0.25]]), discount=0.5).value)
         2.0
     """
-    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
+    settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
     known = Known("reward_range", reward_range, weight_max, truncation)
     weights = dict(window=window, clip=clip, known=known)
     return _estimate(forms.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, discount, counts, settings, **weights)

@@ -1,0 +1,132 @@
+"""What an `Estimate` should not be trusted for, in words: plain sentences from its diagnostics.
+
+One table: a diagnostic, when it matters, and what to say. A diagnostic that an estimate does not have says nothing. A family
+of estimators adds its diagnostics and sentences to `RULES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jaxrl_off.types import Estimate
+
+SURPRISING_Z = 4.0  # standard errors beyond which chance is no explanation
+
+Numbers = Mapping[str, float]
+
+
+class Rule(NamedTuple):
+    """When a diagnostic matters, and what it says.
+
+    Attributes:
+        needs: diagnostics without which the rule says nothing.
+        applies: `diagnostics -> bool`; these are floats, which may be NaN.
+        sentence: `diagnostics -> str`.
+    """
+
+    needs: tuple[str, ...]
+    applies: Callable[[Numbers], bool]
+    sentence: Callable[[Numbers], str]
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}"
+
+
+def _errors(z: float) -> str:
+    """How far from what is expected, in words."""
+    return "with no spread that could explain it" if math.isinf(z) else f"{abs(z):.1f} standard errors"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        ("finite",),
+        lambda d: d["finite"] == 0.0,
+        lambda d: "There is no value: all weights are 0, or the fitted process never ends.",
+    ),
+    Rule(
+        ("no_overlap", "mean_weight"),
+        lambda d: d["no_overlap"] > 0.0,
+        lambda d: (
+            f"The log has next to nothing of what the target policy does (mean weight {_short(d['mean_weight'])}, 1 is expected): "
+            "the value cannot be estimated from it, and the interval is all that the value can be."
+        ),
+    ),
+    Rule(
+        ("mean_ratio", "mean_ratio_z"),
+        lambda d: d["mean_ratio_z"] < -SURPRISING_Z and d.get("no_overlap", 0.0) == 0.0,
+        lambda d: (
+            f"Importance ratios of single steps average {_short(d['mean_ratio'])} instead of 1 ({_errors(d['mean_ratio_z'])}): the "
+            "target policy does what the behaviour policy never does, or the logged probabilities are wrong."
+        ),
+    ),
+    Rule(
+        ("mean_ratio", "mean_ratio_z"),
+        lambda d: d["mean_ratio_z"] > SURPRISING_Z,
+        lambda d: (
+            f"Importance ratios of single steps average {_short(d['mean_ratio'])} instead of 1 ({_errors(d['mean_ratio_z'])}): the "
+            "logged behaviour probabilities are probably wrong."
+        ),
+    ),
+    Rule(
+        ("correction", "correction_z"),
+        lambda d: abs(d["correction_z"]) > SURPRISING_Z,
+        lambda d: (
+            f"The data change the direct method's value by {_short(d['correction'])} ({_errors(d['correction_z'])}): the fitted Q is "
+            "biased"
+            + (
+                ", or Q was fitted for a process that goes on where trajectories were cut; fit and estimate with the same "
+                "horizon_exit."
+                if d.get("cut_share", 0.0) > 0.0
+                else "."
+            )
+        ),
+    ),
+    Rule(
+        ("unconverged", "initial_error_left"),
+        lambda d: d["unconverged"] > 0.0,
+        lambda d: (
+            f"The fit has not converged ({_short(100.0 * d['initial_error_left'])} % of its initial error is left): raise the number "
+            "of updates; until then the value is biased, and the interval does not show it."
+        ),
+    ),
+    Rule(
+        ("behaviour_estimated",),
+        lambda d: d["behaviour_estimated"] > 0.0,
+        lambda d: (
+            "Behaviour probabilities were estimated from the data, not logged; the standard error and the interval do not account "
+            "for that."
+        ),
+    ),
+    Rule(
+        ("below_floor",),
+        lambda d: d["below_floor"] > 0.0,
+        lambda d: (
+            "Few trajectories carry the weight: the effective sample size is below the floor; the interval is unreliable."
+        ),
+    ),
+)
+
+
+def warnings_of(estimate: Estimate) -> tuple[str, ...]:
+    """Plain sentences on what is wrong with an estimate, by its diagnostics; none if nothing is.
+
+    Args:
+        estimate: of any estimator, of concrete numbers and without leading axes.
+
+    Returns:
+        Sentences, the most important first.
+
+    Example:
+        >>> numbers = {"mean_ratio": 0.5, "mean_ratio_z": -9.0}
+        >>> warnings_of(Estimate(1.0, 0.1, None, None, 20.0, numbers))[0][:58]
+        'Importance ratios of single steps average 0.5 instead of 1'
+    """
+    numbers = {name: float(value) for name, value in estimate.diagnostics.items() if getattr(value, "ndim", 0) == 0}
+    return tuple(
+        rule.sentence(numbers)
+        for rule in RULES
+        if all(name in numbers for name in rule.needs) and rule.applies(numbers)
+    )
