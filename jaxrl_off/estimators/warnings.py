@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from jaxrl_off.types import Estimate
 
+FEWEST_FOR_Z = 10  # rows below which a standard error says nothing
 SURPRISING_Z = 4.0  # standard errors beyond which chance is no explanation
 
 Numbers = Mapping[str, float]
@@ -40,6 +41,10 @@ def _errors(z: float) -> str:
     return "with no spread that could explain it" if math.isinf(z) else f"{abs(z):.1f} standard errors"
 
 
+def _ratios(d: Numbers) -> str:
+    return f"Importance ratios of single steps average {_short(d['mean_ratio'])} instead of 1 ({_errors(d['mean_ratio_z'])})"
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         ("finite",),
@@ -50,32 +55,36 @@ RULES: tuple[Rule, ...] = (
         ("no_overlap", "mean_weight"),
         lambda d: d["no_overlap"] > 0.0,
         lambda d: (
-            f"The log has next to nothing of what the target policy does (mean weight {_short(d['mean_weight'])}, 1 is expected): "
-            "the value cannot be estimated from it, and the interval is all that the value can be."
+            f"The log has next to nothing of what the target policy does (mean weight {_short(d['mean_weight'])}, 1 is expected). "
+            "The value cannot be estimated from it; the interval is all that the value can be."
         ),
     ),
     Rule(
         ("mean_ratio", "mean_ratio_z"),
         lambda d: d["mean_ratio_z"] < -SURPRISING_Z and d.get("no_overlap", 0.0) == 0.0,
         lambda d: (
-            f"Importance ratios of single steps average {_short(d['mean_ratio'])} instead of 1 ({_errors(d['mean_ratio_z'])}): the "
-            "target policy does what the behaviour policy never does, or the logged probabilities are wrong."
+            f"{_ratios(d)}: the target policy does what the behaviour policy never does, or the logged probabilities are wrong."
         ),
     ),
     Rule(
         ("mean_ratio", "mean_ratio_z"),
         lambda d: d["mean_ratio_z"] > SURPRISING_Z,
+        lambda d: f"{_ratios(d)}: the logged behaviour probabilities are probably wrong.",
+    ),
+    Rule(
+        ("mean_weight", "mean_weight_z", "rows"),
+        lambda d: "mean_ratio" not in d and d["rows"] >= FEWEST_FOR_Z and abs(d["mean_weight_z"]) > SURPRISING_Z,
         lambda d: (
-            f"Importance ratios of single steps average {_short(d['mean_ratio'])} instead of 1 ({_errors(d['mean_ratio_z'])}): the "
-            "logged behaviour probabilities are probably wrong."
+            f"Importance weights average {_short(d['mean_weight'])} instead of 1 ({_errors(d['mean_weight_z'])}): the logged "
+            "probabilities are probably wrong, or the target policy does what was never logged."
         ),
     ),
     Rule(
         ("correction", "correction_z"),
         lambda d: abs(d["correction_z"]) > SURPRISING_Z,
         lambda d: (
-            f"The data change the direct method's value by {_short(d['correction'])} ({_errors(d['correction_z'])}): the fitted Q is "
-            "biased"
+            f"The data change the direct method's value by {_short(d['correction'])} ({_errors(d['correction_z'])}): the "
+            "fitted Q is biased"
             + (
                 ", or Q was fitted for a process that goes on where trajectories were cut; fit and estimate with the same "
                 "horizon_exit."
@@ -88,23 +97,23 @@ RULES: tuple[Rule, ...] = (
         ("unconverged", "initial_error_left"),
         lambda d: d["unconverged"] > 0.0,
         lambda d: (
-            f"The fit has not converged ({_short(100.0 * d['initial_error_left'])} % of its initial error is left): raise the number "
-            "of updates; until then the value is biased, and the interval does not show it."
+            f"The fit has not converged ({_short(100.0 * d['initial_error_left'])} % of its initial error is left): raise the "
+            "number of updates; until then the value is biased, and the interval does not show it."
         ),
     ),
     Rule(
         ("behaviour_estimated",),
         lambda d: d["behaviour_estimated"] > 0.0,
         lambda d: (
-            "Behaviour probabilities were estimated from the data, not logged; the standard error and the interval do not account "
-            "for that."
+            "Behaviour probabilities were estimated from the data, not logged; the standard error and the interval do not "
+            "account for that."
         ),
     ),
     Rule(
         ("below_floor",),
         lambda d: d["below_floor"] > 0.0,
         lambda d: (
-            "Few trajectories carry the weight: the effective sample size is below the floor; the interval is unreliable."
+            "Few trajectories carry the weight: the effective sample size is below the floor, the interval unreliable."
         ),
     ),
 )

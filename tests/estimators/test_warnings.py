@@ -44,3 +44,10 @@ def test_nothing_to_say():
 def test_each_sentence_has_its_reason(changes, words):
     (sentence,) = warnings.warnings_of(estimate(**changes))
     assert words in sentence
+
+
+def test_weights_of_decisions_of_one_step():
+    numbers = dict(rows=200.0, mean_weight=0.2, mean_weight_z=-8.0)
+    (sentence,) = warnings.warnings_of(Estimate(1.0, 0.1, None, None, 50.0, numbers))
+    assert "Importance weights average 0.2 instead of 1 (8.0 standard errors)" in sentence
+    assert warnings.warnings_of(Estimate(1.0, 0.1, None, None, 2.0, numbers | dict(rows=2.0))) == ()
