@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxrl_off._lazy import modules_on_demand
+from jaxrl_off.estimators.warnings import warnings_of
 
 if TYPE_CHECKING:
     from jaxrl_off.estimators import (
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         metrics,
         selection,
         trajectory,
+        warnings,
     )
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "metrics",
     "selection",
     "trajectory",
+    "warnings",
+    "warnings_of",
 ]
 
 __getattr__, __dir__ = modules_on_demand(__name__, __all__)

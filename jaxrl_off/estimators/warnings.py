@@ -55,7 +55,7 @@ RULES: tuple[Rule, ...] = (
         ("no_overlap", "mean_weight"),
         lambda d: d["no_overlap"] > 0.0,
         lambda d: (
-            f"The log has next to nothing of what the target policy does (mean weight {_short(d['mean_weight'])}, 1 is expected). "
+            f"The log has next to nothing of what the target policy does (mean weight {_short(d['mean_weight'])}, expected 1). "
             "The value cannot be estimated from it; the interval is all that the value can be."
         ),
     ),

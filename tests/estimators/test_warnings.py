@@ -27,7 +27,7 @@ def test_nothing_to_say():
     ("changes", "words"),
     [
         (dict(finite=0.0), "There is no value"),
-        (dict(no_overlap=1.0, mean_weight=5e-15), "mean weight 5e-15, 1 is expected"),
+        (dict(no_overlap=1.0, mean_weight=5e-15), "mean weight 5e-15, expected 1"),
         (
             dict(mean_ratio=0.04, mean_ratio_z=-np.inf),
             "average 0.04 instead of 1 (with no spread that could explain it)",
