@@ -1,4 +1,4 @@
-"""What is looked at before trajectories are estimated from: that arrays fit together, and what stands in them."""
+"""Checks of trajectories before they are estimated from: that arrays fit together, and that their values are valid."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _ADVICE = {
 def check(
     trajectories: Trajectories, *, require: Sequence[str] = (), on_bad: str = "error"
 ) -> tuple[Trajectories, Report]:
-    """Refuse what estimates would go wrong on, or leave such trajectories out.
+    """Refuse trajectories with invalid values, or leave them out.
 
     Numbers must be finite, steps without gaps, ends last and of one kind; the log-probability of a logged action is not
-    -inf and, for discrete actions, not above 0. Padding is not looked at.
+    -inf and, for discrete actions, not above 0. Padding is ignored.
 
     Args:
         trajectories: n of them, NumPy or JAX.
@@ -85,13 +85,13 @@ def check(
         shown = _short([leaf[place] for leaf in jax.tree.leaves(getattr(data, name))])
         advice = f"{_ADVICE[name]}; " if name in _ADVICE else ""
         raise ValueError(
-            f"{name} must be {_ALLOWED[name]}; step {step} of trajectory {row} has {shown}, and {reasons[name]} of "
-            f"{len(mask)} trajectories are so. {advice}on_bad='drop' leaves such trajectories out and counts them."
+            f"{name} must be {_ALLOWED[name]}; step {step} of trajectory {row} has {shown}. This concerns "
+            f"{reasons[name]} of {len(mask)} trajectories. {advice}on_bad='drop' leaves them out and counts them."
         )
     keep = ~np.any([bad.any(axis=1) for bad in wrong.values()], axis=0)
     if not keep.any():
         found = ", ".join(f"{name} is wrong in {count}" for name, count in reasons.items())
-        raise ValueError(f"no trajectory of {len(keep)} is left: {found}. Mend the data.")
+        raise ValueError(f"none of {len(keep)} trajectories is valid: {found}. Fix the data.")
     kept = data if keep.all() else jax.tree.map(lambda x: x[keep], data)
     return kept, Report(int(keep.sum()), int((~keep).sum()), reasons)
 

@@ -260,7 +260,7 @@ def test_check_of_structure():
         check(data, require=["reward"])
     with pytest.raises(ValueError, match="on_bad must be"):
         check(data, on_bad="ignore")
-    with pytest.raises(ValueError, match="no trajectory of 3 is left: rewards is wrong in 3"):
+    with pytest.raises(ValueError, match="none of 3 trajectories is valid: rewards is wrong in 3"):
         check(bad(rewards=((slice(None), 0), np.nan)), on_bad="drop")
 
 

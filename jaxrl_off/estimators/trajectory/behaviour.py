@@ -19,9 +19,9 @@ class BehaviourReport(NamedTuple):
     """What `clone_behaviour` did.
 
     Attributes:
-        note: in words, that and how the probabilities were estimated.
+        note: how the probabilities were estimated, in words.
         steps: number of decisions that they were estimated from.
-        parameters: how many free numbers were.
+        parameters: number of free parameters.
         mean_log_prob: mean of log pi_b(a|s) over those decisions, in nats.
         smallest_probability: least probability of a logged action.
         gradient_norm: of the penalised mean log-likelihood where the fit stopped; 0 for counts.
@@ -61,10 +61,10 @@ def clone_behaviour(
 
     Returns:
         The trajectories with `behaviour_log_prob` replaced and `behaviour_estimated` set, which estimators then have in their
-        diagnostics; and a report that says how.
+        diagnostics; and a report on how they were estimated.
 
     Raises:
-        ValueError: for settings that cannot be meant, other observations or actions, or actions outside [0, A).
+        ValueError: if settings, observations or actions are invalid, or an action is outside [0, A).
     """
     if kind not in CLONES:
         raise ValueError(f"kind must be one of {', '.join(CLONES)}, got {kind!r}.")
@@ -77,12 +77,12 @@ def clone_behaviour(
     mask = data.mask
     if not isinstance(data.observations, np.ndarray):
         raise ValueError(
-            f"observations are a {type(data.observations).__name__}; a single array is allowed. Flatten them."
+            f"observations are a {type(data.observations).__name__}; a single array is needed. Join them into one."
         )
     if data.actions.ndim != 2 or data.actions[mask].max() >= num_actions:
         raise ValueError(
             f"actions have shape {data.actions.shape}, up to {data.actions[mask].max()}; int[n, T] in "
-            f"[0, {num_actions}) is allowed. Probabilities of continuous actions have to be logged."
+            f"[0, {num_actions}) is needed. Probabilities of continuous actions cannot be estimated here; log them."
         )
     actions, observations = data.actions[mask], np.asarray(data.observations)[mask]
     if kind == "tabular":

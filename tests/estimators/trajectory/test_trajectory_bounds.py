@@ -108,7 +108,9 @@ def test_ranges_hold_for_all_trajectories(name):
     np.testing.assert_allclose((cut.lower, cut.upper), RETURNS, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize(
+    "name", ["pdis", *(pytest.param(x, marks=pytest.mark.long) for x in ("trajectory_is", "doubly_robust"))]
+)
 def test_bounds_cover(name):
     """At least as often as they say, on 400 data sets of 60 trajectories; the sharper ones are narrower."""
     method, known = KNOWN[name]

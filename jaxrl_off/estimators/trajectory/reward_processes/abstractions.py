@@ -203,7 +203,7 @@ def k_means(
         rows, weight = jnp.where(weight[..., None] > 0, rows, 0.0).reshape(-1, dimension), weight.ravel()
         if is_concrete(rows) and not bool(jnp.all(jnp.isfinite(rows))):
             raise ValueError(
-                "observations must be finite at all steps that were made; mend the data, or give their mask."
+                "observations must be finite at all steps that were made; fix the data, or pass their mask."
             )
         centre, scale = jnp.zeros(dimension), jnp.ones(dimension)
         if standardise:
@@ -260,7 +260,7 @@ def hashed(key: Array, dimension: int, bits: int, *, centre: Any = 0.0) -> Abstr
             otherwise.
 
     Raises:
-        ValueError: for sizes that cannot be meant.
+        ValueError: if a size is invalid.
 
     Reference: Charikar, "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002.
     """

@@ -1,8 +1,9 @@
 """Choosing an abstraction and a window for `star`, or weighting several, without the truth.
 
-The paper reports the best and the median of a grid, which nobody can pick without the truth; how to choose is not in
-what was read of it. **The rules here are ours**, put together from the literature. All look at m candidates V_i and at
-their replicates V_i^b on B *common* resamples of trajectories, so that differences are known better than values:
+The paper reports the best and the median of a grid, which cannot be picked without the truth. How it chooses is not in
+the parts of it that were available. **The rules here are ours**, put together from the literature. All look at m
+candidates V_i and at their replicates V_i^b on B *common* resamples of trajectories, so that differences are known better
+than values:
 
 | function | rule |
 |---|---|

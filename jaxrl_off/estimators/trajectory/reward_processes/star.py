@@ -166,7 +166,7 @@ def abstract_reward_process(
     discount: float = 1.0,
     counts: Any = None,
 ) -> AbstractRewardProcess:
-    """The process whose value `star` gives, to be looked at.
+    """The process whose value `star` gives, for inspection.
 
     Args:
         trajectories: n of them, with behaviour log-probabilities.
