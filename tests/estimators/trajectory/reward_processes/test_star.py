@@ -13,7 +13,7 @@ from jaxrl_off.estimators.trajectory.reward_processes.star import abstract_rewar
 from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "star.json").read_text())
 PARTITIONS = {"const": np.array([0, 0, 0]), "two": np.array([0, 1, 1]), "identity": np.array([0, 1, 2])}
 FACTORED = dict(termination="factored", horizon_exit=False, discounted_counts=False)
 

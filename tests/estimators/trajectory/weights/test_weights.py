@@ -18,7 +18,7 @@ from jaxrl_off.estimators.trajectory.weights import magic as magic_module
 from jaxrl_off.estimators.trajectory.weights.magic import magic
 from jaxrl_off.types import Trajectories
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "star.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "star.json").read_text())
 WEIGHTED = (weighted.naive, weighted.trajectory_is, weighted.pdis, weighted.wis, weighted.cwpdis)
 CORRECTED = (corrected.doubly_robust, corrected.weighted_doubly_robust, magic)
 
