@@ -15,8 +15,10 @@ from jaxrl_off.estimators.trajectory.behaviour import clone_behaviour
 from jaxrl_off.estimators.trajectory.columns import target_policy
 from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy
 from jaxrl_off.estimators.trajectory.reward_processes import abstractions
+from jaxrl_off.estimators.trajectory.reward_processes.star import star
 from jaxrl_off.estimators.trajectory.values import linear as linear_q
 from jaxrl_off.estimators.trajectory.values import tabular, traces
+from jaxrl_off.estimators.trajectory.weights import doubly_robust
 from jaxrl_off.estimators.trajectory.weights import importance as weighted
 from jaxrl_off.types import Trajectories
 
@@ -121,6 +123,44 @@ def test_traces_marginal_ratios_and_occupancies(recorded, capsys):
     output.unlink()
     assert cli.main(["estimate", "trajectories", str(data), *arguments, "--output", str(output)]) == 2
     assert "marginal.png" in capsys.readouterr().err
+
+
+def test_a_process_that_goes_on_where_trajectories_were_cut(recorded, capsys):
+    """One quantity in the fit, in what corrects it and in the reward process; the table says which."""
+    folder, run, data = recorded
+    output = folder / "goes_on.json"
+    arguments = ["--policy", str(run), "--estimators", "fqe,dr,star", "--cells", "6", "--discount", "0.9"]
+    arguments += ["--no-horizon-exit", "--output", str(output)]
+    assert cli.main(["estimate", "trajectories", str(data), *arguments]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the process goes on where trajectories were cut" in shown
+    rows = {row["estimator"]: row for row in json.loads(output.read_text())["rows"]}
+    read, policy = trajectories.load(data), training.policy_functions(*parts_of(run))
+    cut = 1.0 - (read.terminated & read.mask).any(axis=1).mean()
+    assert cut > 0.0
+    for row in rows.values():
+        assert (row["diagnostics"]["horizon_exit"], row["diagnostics"]["cut_share"]) == (0.0, pytest.approx(cut))
+    target = target_policy.target_actions(read, policy.log_prob, num_actions=2)
+    log_prob = np.asarray(policy.log_prob(read.observations, read.actions))
+    options = dict(discount=0.9, horizon_exit=False)
+    values = doubly_robust.cross_fitted(
+        lambda counts: linear_q.fit_linear_q(read, target, counts=counts, **options).values, np.ones(30)
+    )
+    key = jax.random.split(jax.random.key(0), 3)[1]
+    phi = abstractions.k_means(key, read.observations, 6, mask=read.mask, standardise=True)
+    cells, last = np.asarray(phi(read.observations)), np.asarray(phi(read.final_observation[:, None]))[:, 0]
+    expected = {
+        "fqe": linear_q.linear_q_evaluation(read, target, level=0.95, **options),
+        "dr": doubly_robust.doubly_robust(
+            read, log_prob, values.q, values.v, final=values.final, level=0.95, **options
+        ),
+        "star": star(read, log_prob, cells, 6, window=2, final_states=last, level=0.95, **options),
+    }
+    for name, estimate in expected.items():
+        for field in ("value", "lower", "upper"):
+            assert rows[name][field] == pytest.approx(float(getattr(estimate, field)), rel=1e-5), name
+    # rewards are 1, so that the value is near 10 where the policy seldom falls; up to the cut it is less
+    assert rows["dr"]["value"] > np.mean(np.sum(read.rewards * read.mask * 0.9 ** np.arange(40), axis=1))
 
 
 def test_occupancies_of_continuous_actions_are_linear():

@@ -234,14 +234,14 @@ def ratio_excess(steps: Steps) -> Array:
     return jnp.sum(jnp.where(steps.mask, weights_of(steps.log_ratio) - 1.0, 0.0), axis=1)
 
 
-def lacks_overlap(mean_weight: Array, mean_ratio_z: Array) -> Array:
+def lacks_overlap(mean_weight: Array, mean_ratio: Array, mean_ratio_z: Array) -> Array:
     """Whether most of what the target does is missing from the log, so that no interval can come from the log alone.
 
-    Ratios of single steps have mean 1 whatever the horizon. Where their mean is significantly below 1 *and* the weights of
-    trajectories have a mean below one half, most of the target's trajectories have no counterpart in the log: the spread of the
+    Ratios of single steps have mean 1 whatever the horizon. Where their mean is significantly below 1 *and* it, or the mean
+    weight of trajectories, is below one half, most of what the target does has no counterpart in the log: the spread of the
     weights that are there, small as it may be, says nothing of those that are not.
     """
-    return (mean_weight == 0.0) | ((mean_ratio_z < -SURPRISING_Z) & (mean_weight < 0.5))
+    return (mean_weight == 0.0) | ((mean_ratio_z < -SURPRISING_Z) & (jnp.minimum(mean_weight, mean_ratio) < 0.5))
 
 
 def weight_diagnostics(steps: Steps, log_weight: Array) -> dict[str, Array]:
@@ -281,14 +281,14 @@ def described_weights(
     horizon_exit: Array,
 ) -> dict[str, Array]:
     """The diagnostics of `weight_diagnostics` from means over trajectories and their standard errors."""
-    mean_ratio_z = z_score(mean_excess, 0.0, excess_error, total)
+    mean_ratio, mean_ratio_z = 1.0 + quotient(mean_excess, mean_length), z_score(mean_excess, 0.0, excess_error, total)
     return {
         "rows": total,
         "mean_weight": mean_weight,
         "mean_weight_z": z_score(mean_weight, 1.0, weight_error, total),
-        "mean_ratio": 1.0 + quotient(mean_excess, mean_length),
+        "mean_ratio": mean_ratio,
         "mean_ratio_z": mean_ratio_z,
-        "no_overlap": lacks_overlap(mean_weight, mean_ratio_z).astype(total.dtype),
+        "no_overlap": lacks_overlap(mean_weight, mean_ratio, mean_ratio_z).astype(total.dtype),
         "largest_share": share,
         "largest_log_weight": largest,
         "mean_length": mean_length,

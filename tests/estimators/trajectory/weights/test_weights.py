@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxrl_off.estimators import bandit
+from jaxrl_off.estimators.trajectory.occupancy.tabular import marginalised_is
+from jaxrl_off.estimators.trajectory.reward_processes.star import star
 from jaxrl_off.estimators.trajectory.statistics import settings_of
 from jaxrl_off.estimators.trajectory.steps import log_weights, steps_of
 from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
@@ -558,6 +560,13 @@ def test_no_overlap_is_no_certainty():
         assert float(weighted.pdis(data, log_prob, **ranged).lower) == 0.0
         one = weighted.trajectory_is(data, log_prob, level=0.95, return_range=(-1.0, 12.0))
         assert (float(one.lower), float(one.upper)) == (-1.0, 12.0)
+        # weights that are made to have mean 1 hide nothing
+        states = data._replace(observations=np.zeros(mask.shape, np.int32), actions=np.zeros(mask.shape, np.int32))
+        for found in (
+            marginalised_is(states, np.ones((1, 1)), target_log_prob=log_prob, level=0.95),
+            star(data, log_prob, np.zeros(mask.shape, np.int32), 1, window=1, level=0.95),
+        ):
+            assert (float(found.lower), float(found.upper)) == (-np.inf, np.inf)
     # weights that vary, and have mean 1: nothing is missing
     log_prob = np.where(np.random.default_rng(1).random(mask.shape) < 0.5, np.log(1.4), np.log(0.6))
     found = weighted.wis(data, log_prob, level=0.95)
