@@ -173,8 +173,8 @@ def streaming(
     longest = horizon + (not horizon_exit)
 
     def prepare(trajectories: Trajectories, counts: Any, given: dict[str, Any]) -> Any:
-        log_prob, cut = given.get("target_log_prob"), dict(horizon_exit=horizon_exit, discount=discount)
-        steps = steps_of(trajectories, log_prob, counts=counts, **cut)
+        log_prob = given.get("target_log_prob")
+        steps = steps_of(trajectories, log_prob, discount=discount, counts=counts, horizon_exit=horizon_exit)
         q, v = (column_of(name, given[name], steps) if name in given else None for name in ("q", "v"))
         return steps, q, v, given.get("final")
 

@@ -124,8 +124,13 @@ def inputs_of(
     check_form(form)
     check_weights(None, given.clip)
     check_smoothing(given.smoothing)
-    cut = dict(discount=given.discount, horizon_exit=form.horizon_exit)
-    steps = steps_of(trajectories, target_log_prob, counts=given.counts, **cut)
+    steps = steps_of(
+        trajectories,
+        target_log_prob,
+        discount=given.discount,
+        counts=given.counts,
+        horizon_exit=form.horizon_exit,
+    )
     states, successors, leaves = _cells(steps, trajectories.terminated, given, form, grid)
     reals = (None if x is None else jnp.asarray(x, jnp.float64) for x in (given.discount, given.clip))
     smoothed = not is_concrete(given.smoothing) or given.smoothing != 0

@@ -153,9 +153,16 @@ def doubly_robust(
     check_weights(window, clip)
     known = Known("value_range", value_range, weight_max, None)
     with float64(trajectories, target_log_prob, q, v, final, counts):
-        cut = dict(horizon_exit=horizon_exit, discount=discount)
-        steps = steps_of(trajectories, target_log_prob, counts=counts, **cut)
-        columns = corrected_columns(steps, log_weights(steps, window=window, clip=clip), q, v, final, **cut)
+        steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts, horizon_exit=horizon_exit)
+        columns = corrected_columns(
+            steps,
+            log_weights(steps, window=window, clip=clip),
+            q,
+            v,
+            final,
+            horizon_exit=horizon_exit,
+            discount=discount,
+        )
         errors = None
         if value_range is not None:
             # errors of Q, which weights multiply, may have either sign
@@ -218,9 +225,16 @@ def weighted_doubly_robust(
     settings = settings_of(level, sides, interval, resamples, seed, floor)
     check_weights(window, clip)
     with float64(trajectories, target_log_prob, q, v, final, counts):
-        cut = dict(horizon_exit=horizon_exit, discount=discount)
-        steps = steps_of(trajectories, target_log_prob, counts=counts, **cut)
-        columns = corrected_columns(steps, log_weights(steps, window=window, clip=clip), q, v, final, **cut)
+        steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts, horizon_exit=horizon_exit)
+        columns = corrected_columns(
+            steps,
+            log_weights(steps, window=window, clip=clip),
+            q,
+            v,
+            final,
+            horizon_exit=horizon_exit,
+            discount=discount,
+        )
         size = resample_size(counts, drawn=settings.drawn)
         return estimate_corrected(columns, form=forms.WEIGHTED_CORRECTED, settings=settings, size=size)
 
@@ -275,12 +289,13 @@ def double_reinforcement_learning(
     """
     settings = settings_of(level, sides, interval, resamples, seed, floor)
     with float64(trajectories, marginal_ratio, q, v, final, counts):
-        cut = dict(horizon_exit=horizon_exit, discount=discount)
-        steps = steps_of(trajectories, None, counts=counts, **cut)
+        steps = steps_of(trajectories, None, discount=discount, counts=counts, horizon_exit=horizon_exit)
         ratios = column_of("marginal_ratio", marginal_ratio, steps)
         if is_concrete(ratios) and bool(jnp.any(ratios < 0)):
             raise ValueError("marginal_ratio must not be negative: it is a ratio of probabilities.")
-        columns = corrected_columns(steps, held(jnp.log(ratios), steps.mask), q, v, final, **cut)
+        columns = corrected_columns(
+            steps, held(jnp.log(ratios), steps.mask), q, v, final, horizon_exit=horizon_exit, discount=discount
+        )
         size = resample_size(counts, drawn=settings.drawn)
         return estimate_corrected(columns, form=forms.CORRECTED, settings=settings, size=size)
 

@@ -199,8 +199,9 @@ def pdis(
     """
     settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
     known = Known("reward_range", reward_range, weight_max, truncation)
-    weights = dict(window=window, clip=clip, known=known)
-    return _estimate(forms.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, discount, counts, settings, **weights)
+    return _estimate(
+        forms.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, discount, counts, settings, window, clip, known
+    )
 
 
 @named_options
@@ -354,7 +355,6 @@ def _estimate(
     discount: float,
     counts: Any,
     settings: Settings,
-    *,
     window: int | None = None,
     clip: float | None = None,
     known: Known | None = None,

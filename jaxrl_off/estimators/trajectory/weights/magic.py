@@ -95,9 +95,16 @@ def magic(
     horizon = jnp.shape(trajectories.rewards)[-1]
     mixed = np.unique(np.round(np.linspace(0, horizon, min(lengths, horizon + 1))).astype(int))
     with float64(trajectories, target_log_prob, q, v, final, counts):
-        cut = dict(horizon_exit=horizon_exit, discount=discount)
-        steps = steps_of(trajectories, target_log_prob, counts=counts, **cut)
-        columns = corrected_columns(steps, log_weights(steps, window=window, clip=clip), q, v, final, **cut)
+        steps = steps_of(trajectories, target_log_prob, discount=discount, counts=counts, horizon_exit=horizon_exit)
+        columns = corrected_columns(
+            steps,
+            log_weights(steps, window=window, clip=clip),
+            q,
+            v,
+            final,
+            horizon_exit=horizon_exit,
+            discount=discount,
+        )
         size = resample_size(counts, drawn=True)
         return _mixed(columns, mixed=tuple(map(int, mixed)), settings=settings, size=size)
 
