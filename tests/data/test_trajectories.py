@@ -385,14 +385,14 @@ def test_clones_that_cannot_be():
         clone_behaviour(data, num_actions=3)
     with pytest.raises(ValueError, match="actions have shape"):
         clone_behaviour(from_episodes(episodes(discrete=False)), num_actions=3, kind="logistic")
-    with pytest.raises(ValueError, match=r"in \[0, 2\) is allowed"):
+    with pytest.raises(ValueError, match=r"in \[0, 2\) is needed"):
         clone_behaviour(data, num_actions=2, kind="logistic")
     with pytest.raises(ValueError, match="kind must be one of"):
         clone_behaviour(data, num_actions=3, kind="network")
     with pytest.raises(ValueError, match="penalty positive"):
         clone_behaviour(data, num_actions=3, kind="logistic", penalty=0.0)
     tree = data._replace(observations={"a": data.observations}, final_observation=None)
-    with pytest.raises(ValueError, match="a single array is allowed"):
+    with pytest.raises(ValueError, match="a single array is needed"):
         clone_behaviour(tree, num_actions=3, kind="logistic")
     with pytest.raises(ValueError, match="lack observations"):
         clone_behaviour(data._replace(observations=None, final_observation=None), num_actions=3)
