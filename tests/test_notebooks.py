@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -35,17 +34,13 @@ def run(name, **sizes):
 
 
 @pytest.fixture(autouse=True)
-def _cheaply():
-    """No screen, and quick compilation: numerics do not depend on it."""
+def _without_a_screen():
     matplotlib = pytest.importorskip("matplotlib")
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
     plt.close("all")
 
 
