@@ -251,6 +251,8 @@ def claims(content: dict[str, Any]) -> list[Claim]:
         for kind, cell in method.items()
         if kind in (*BOUNDED, "likelihood, finite_sample")
     ]
+    if not cells:
+        return []
     least = min(cells, key=lambda cell: cell["coverage"])
     short = sum(verdict(cell) == "short" for cell in cells)
     return [

@@ -9,19 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.empirical_likelihood import (
-    estimation as el_estimation,
-)
-from benchmarks.empirical_likelihood import (
-    learning as el_learning,
-)
-from benchmarks.empirical_likelihood import (
-    softmax as el_softmax,
-)
+from benchmarks.empirical_likelihood import estimation as el_estimation
+from benchmarks.empirical_likelihood import learning as el_learning
+from benchmarks.empirical_likelihood import softmax as el_softmax
 from benchmarks.empirical_likelihood.shootout import (
     LOGGERS,
     SHIPPED,
     compare,
+    contest_claim,
     contests,
     copies,
     load,
@@ -49,6 +44,17 @@ def test_who_wins():
     sets = (gains, -gains, np.array([1.0, -2.0, 3.0]), np.full(3, 1e-9), np.full(3, 1e-7))
     assert [compare(x)["verdict"] for x in sets] == ["win", "loss", "tie", "tie", "win"]
     assert tally(["win", "tie", "win", "loss"]) == "2/1/1"
+
+
+def test_claims_count_data_sets_not_contests():
+    """Contests of one data set are no independent evidence: eight wins on one of two data sets decide nothing."""
+    wins = [{"data": "a", "pairs": {"p": {"verdict": "win"}}}] * 8
+    draws = [{"data": "b", "pairs": {"p": {"verdict": "tie"}}}] * 2
+    claim = contest_claim("it wins", ("1/2/3", "4/5/6"), wins + draws, "p")
+    assert claim.paper.startswith("5/7/9 on 40 data sets")
+    assert claim.ours.startswith("8/2/0; wins less losses +0.50 [+0.00, +1.00]")
+    assert claim.verdict == "undecided"
+    assert contest_claim("it wins", (), wins, "p").verdict == "reproduced"
 
 
 def test_rows_keep_their_labels(wine):
@@ -150,7 +156,7 @@ def test_a_contest_of_softmax_policies():
 @pytest.mark.parametrize("study", [el_estimation, el_learning, el_softmax])
 def test_the_readme_says_what_the_committed_results_say(study):
     root = Path(__file__).parents[3]
-    content = json.loads((root / "benchmarks" / "results" / f"{study.__name__.split('.')[-1]}_cpu.json").read_text())
+    content = json.loads((root / "benchmarks" / "results" / f"el_{study.__name__.split('.')[-1]}_cpu.json").read_text())
     _, _, lines = study.tables(content)[0]
     readme = (root / "README.md").read_text()
     for line in lines:
