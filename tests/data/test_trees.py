@@ -28,14 +28,11 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", references.REFERENCES)
-def test_every_reference_survives(name, tmp_path):
+def test_every_reference_survives(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(references.base, "_descend", lambda descent, *_, **__: descent)  # the start will do, uncompiled
     rows = jax.random.normal(jax.random.key(0), (12, 5))
     reference = references.make(name, **OPTIONS[name])
-    shapes = jax.eval_shape(
-        reference.fit, jax.random.key(1), rows[:, :3], rows[:, 3:]
-    )  # what a fit returns, uncompiled
-    numbers = iter(range(1, 100))
-    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, next(numbers), leaf.dtype), shapes)
+    params = reference.fit(jax.random.key(1), rows[:, :3], rows[:, 3:])
     same(params, load_tree(save_tree(params, tmp_path / "folder" / "pi_0.npz")))
 
 
