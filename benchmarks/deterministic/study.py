@@ -301,7 +301,7 @@ def learning(count: int, horizon: int, objective: str, repetitions: int) -> dict
     from jaxrl_off.estimators import deterministic as det
 
     process = Process(horizon, 1.0)
-    soft = det.Smoothing((3.0 / count) ** 0.2, form="soft")
+    soft = det.Smoothing((3.0 / count) ** 0.2, form="soft", scale=1.0)
     mixed = det.Smoothing(det.rate_bandwidth(count, undersmooth=True), scale=1.0)
 
     def one(key: Any) -> dict[str, Any]:
