@@ -152,7 +152,8 @@ def test_one_step_is_a_bandit():
     for kind in ("hoeffding", "empirical_bernstein", "betting"):
         expected = bandit.ips(weights, rewards[:, 0], weight_range=(0.0, 4.0), interval=kind, **shared)
         for method, name in ((weighted.trajectory_is, "return_range"), (weighted.pdis, "reward_range")):
-            found = method(data, target(data), interval=kind, weight_max=4.0, **{name: (0.0, 1.0)}, **shared)
+            known = {name: (0.0, 1.0), "weight_max": 4.0, "ordered": kind == "betting"}
+            found = method(data, target(data), interval=kind, **known, **shared)
             np.testing.assert_allclose((found.lower, found.upper), (expected.lower, expected.upper), rtol=1e-9)
     columns = dict(predicted=Q[actions[:, 0]], predicted_target=np.full(50, V))
     expected = bandit.doubly_robust(
