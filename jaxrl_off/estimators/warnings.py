@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     """When a diagnostic matters, and what it says.
 
     Attributes:
-        needs: diagnostics without which the rule says nothing.
+        needs: diagnostics, or "standard_error", without which the rule says nothing.
         applies: `diagnostics -> bool`; these are floats, which may be NaN.
         sentence: `diagnostics -> str`.
     """
@@ -94,6 +94,14 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        ("standard_error",),
+        lambda d: d["standard_error"] == 0.0 and d.get("no_overlap", 0.0) == 0.0,
+        lambda d: (
+            "Everything that was averaged is equal, so that the standard error is 0. That is no certainty: what was not seen may "
+            "differ. Use an interval that knows the range, such as 'empirical_bernstein'."
+        ),
+    ),
+    Rule(
         ("unconverged", "initial_error_left"),
         lambda d: d["unconverged"] > 0.0,
         lambda d: (
@@ -134,6 +142,8 @@ def warnings_of(estimate: Estimate) -> tuple[str, ...]:
         'Importance ratios of single steps average 0.5 instead of 1'
     """
     numbers = {name: float(value) for name, value in estimate.diagnostics.items() if getattr(value, "ndim", 0) == 0}
+    if estimate.standard_error is not None:
+        numbers["standard_error"] = float(estimate.standard_error)
     return tuple(
         rule.sentence(numbers)
         for rule in RULES

@@ -51,3 +51,10 @@ def test_weights_of_decisions_of_one_step():
     (sentence,) = warnings.warnings_of(Estimate(1.0, 0.1, None, None, 50.0, numbers))
     assert "Importance weights average 0.2 instead of 1 (8.0 standard errors)" in sentence
     assert warnings.warnings_of(Estimate(1.0, 0.1, None, None, 2.0, numbers | dict(rows=2.0))) == ()
+
+
+def test_no_spread_is_no_certainty():
+    (sentence,) = warnings.warnings_of(estimate()._replace(standard_error=0.0))
+    assert "the standard error is 0. That is no certainty" in sentence
+    (sentence,) = warnings.warnings_of(estimate(no_overlap=1.0, mean_weight=0.0)._replace(standard_error=0.0))
+    assert "next to nothing" in sentence
