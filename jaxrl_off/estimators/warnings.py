@@ -97,8 +97,8 @@ RULES: tuple[Rule, ...] = (
         ("standard_error",),
         lambda d: d["standard_error"] == 0.0 and d.get("no_overlap", 0.0) == 0.0,
         lambda d: (
-            "Everything that was averaged is equal, so that the standard error is 0. That is no certainty: what was not seen may "
-            "differ. Use an interval that knows the range, such as 'empirical_bernstein'."
+            "Everything that was averaged is equal, so that the standard error is 0. That is no certainty: what was not seen "
+            "may differ. Use an interval that knows the range, such as 'empirical_bernstein'."
         ),
     ),
     Rule(
