@@ -85,11 +85,19 @@ def steps_of(
     if target_log_prob is not None:
         columns["target_log_prob"] = library.asarray(target_log_prob, library.float64)
         columns["behaviour_log_prob"] = library.asarray(trajectories.behaviour_log_prob, library.float64)
+    given = dict(rewards=trajectories.rewards, target_log_prob=target_log_prob)
+    given["behaviour_log_prob"] = trajectories.behaviour_log_prob
     for name, column in columns.items():
         if column.shape != rewards.shape:
             raise ValueError(f"{name} has shape {column.shape}, rewards {rewards.shape}; every step needs one of each.")
+        if np.ma.is_masked(given[name]):
+            raise ValueError(
+                f"{name} is a NumPy masked array, whose masked entries would be taken for numbers. Fill them, and say which "
+                "steps were made by `mask`."
+            )
     if library is np:
         _check_values(columns, mask, counts)
+        _check_logarithms(columns, trajectories.actions, mask & (counts > 0)[:, None])
     shown = mask & (counts > 0)[:, None]
     columns = {name: library.where(shown, column, 0.0) for name, column in columns.items()}
     log_ratio, estimated = library.zeros_like(rewards), library.zeros_like(counts)
@@ -138,6 +146,18 @@ def _check_values(columns: dict[str, np.ndarray], mask: np.ndarray, counts: np.n
             raise ValueError(
                 f"{name} must be finite. Step {step} of trajectory {row} has {column[row, step]}; so do "
                 f"{int((shown & ~fine).sum())} steps in all.{hint} Fix or remove these trajectories."
+            )
+
+
+def _check_logarithms(columns: dict[str, np.ndarray], actions: Any, shown: np.ndarray) -> None:
+    """Refuse probabilities in the place of log-probabilities of discrete actions, which are never above 0."""
+    if actions is None or np.ndim(actions) != 2 or np.asarray(actions).dtype.kind not in "iu":
+        return
+    for name in ("target_log_prob", "behaviour_log_prob"):
+        if name in columns and (columns[name][shown] >= 0).all() and (columns[name][shown] > 1e-5).any():
+            raise ValueError(
+                f"{name} is at least 0 at every step, up to {columns[name][shown].max():g}, but log-probabilities of discrete "
+                "actions are at most 0. These look like probabilities: pass their logarithms."
             )
 
 

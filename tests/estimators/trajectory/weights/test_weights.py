@@ -574,3 +574,21 @@ def test_no_overlap_is_no_certainty():
     assert np.isfinite(float(found.lower))
     few = jax.tree.map(lambda x: x[:2], (data, log_prob))
     assert np.isnan(float(weighted.wis(*few).diagnostics["mean_weight_z"]))  # two rows have no error to speak of
+
+
+def test_probabilities_and_masked_arrays_are_refused():
+    """Both gave numbers, of something else."""
+    mask = np.ones((4, 3), bool)
+    data = Trajectories(None, np.ones((4, 3), int), np.ones((4, 3)), np.full((4, 3), -1.0), mask, ~mask, ~mask, None)
+    with pytest.raises(
+        ValueError, match="target_log_prob is at least 0 at every step, up to 0.3.*pass their logarithms"
+    ):
+        weighted.pdis(data, np.full((4, 3), 0.3))
+    with pytest.raises(ValueError, match="behaviour_log_prob is at least 0"):
+        weighted.pdis(data._replace(behaviour_log_prob=np.full((4, 3), 0.5)), np.full((4, 3), -0.7))
+    # densities may be above 1
+    dense = data._replace(actions=np.ones((4, 3, 1)), behaviour_log_prob=np.full((4, 3), 0.5))
+    assert float(weighted.pdis(dense, np.full((4, 3), 0.5)).value) == 3.0
+    rewards = np.ma.masked_equal(np.arange(12.0).reshape(4, 3), 5.0)
+    with pytest.raises(ValueError, match="rewards is a NumPy masked array"):
+        weighted.pdis(data._replace(rewards=rewards), np.full((4, 3), -0.7))
