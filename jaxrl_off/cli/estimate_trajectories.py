@@ -97,7 +97,7 @@ def estimate_trajectories(options: EstimateTrajectories) -> int:
     trajectories, note = _with_behaviour(options, names, trajectories, num_actions)
     found = _estimates(options, names, trajectories, policy, num_actions)
     rows = [_row(name, found[name]) for name in names]
-    _print(options, rows, note, {name: found[name] for name in names})
+    _print(options, rows, note)
     if options.output is not None:
         content = dataclasses.asdict(options) | {"data": options.data.name, "policy": options.policy.name}
         content["behaviour"] = note or "logged"
@@ -382,16 +382,15 @@ def _by_cells(
 
 
 def _row(name: str, found: Estimate) -> dict[str, Any]:
-    numbers = {key: float(getattr(found, key)) for key in found._fields if key != "diagnostics"}
-    diagnostics = {key: float(value) for key, value in found.diagnostics.items()}
-    return {"slice": "all", "estimator": name, **numbers, "diagnostics": diagnostics}
-
-
-def _print(
-    options: EstimateTrajectories, rows: list[dict[str, Any]], note: str | None, found: dict[str, Estimate]
-) -> None:
     from jaxrl_off.estimators.warnings import warnings_of
 
+    numbers = {key: float(getattr(found, key)) for key in found._fields if key != "diagnostics"}
+    diagnostics = {key: float(value) for key, value in found.diagnostics.items()}
+    told = dict(diagnostics=diagnostics, warnings=list(warnings_of(found)))
+    return {"slice": "all", "estimator": name, **numbers, **told}
+
+
+def _print(options: EstimateTrajectories, rows: list[dict[str, Any]], note: str | None) -> None:
     lines = [
         (
             row["estimator"],
@@ -415,8 +414,8 @@ def _print(
     if note is not None:
         print(f"{note} The intervals do not account for this estimate.")
     said: dict[str, list[str]] = {}
-    for name, estimate in found.items():
-        for sentence in warnings_of(estimate):
-            said.setdefault(sentence, []).append(name)
+    for row in rows:
+        for sentence in row["warnings"]:
+            said.setdefault(sentence, []).append(row["estimator"])
     for sentence, names in said.items():
         print(f"{', '.join(names)}: {sentence}")
