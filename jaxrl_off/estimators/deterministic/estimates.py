@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.common import effective_size, float64, is_concrete
+from jaxrl_off.estimators.common import effective_size, float64, is_concrete, named_options
 from jaxrl_off.estimators.deterministic.gradients import (
     GradientEstimate,
     estimate_gradient,
@@ -82,6 +82,7 @@ _TOLERATED = 0.05  # fall of a network's loss in the last quarter of its updates
 _SPOKEN = {"q": "q", "v": "v", "ratio": "the marginal ratio"}
 
 
+@named_options
 def evaluate(
     method: str,
     trajectories: Trajectories,
@@ -94,7 +95,12 @@ def evaluate(
     behaviour_at_target: Any = None,
     discount: float = 1.0,
     counts: Any = None,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """The value of a deterministic policy; see the module for methods.
 
@@ -115,12 +121,17 @@ def evaluate(
         behaviour_at_target: as of `ratios.ratios_of`.
         discount: gamma.
         counts: `float[n]`, how often each trajectory counts, or None for once.
-        **settings: `level`, `sides`, `interval` ("student_t", "normal", or over resamples of trajectories "bootstrap", "bca"),
-            `resamples`, `seed`, `floor`. Intervals are about the estimator's mean. They cover the value where bias is small
-            next to the error: choose h smaller than is best for the error, `bandwidth.rate_bandwidth(undersmooth=True)`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
-        An `Estimate`. Nuisances are taken as given: cross-fit them. Diagnostics: those of
+        An `Estimate`. Nuisances are taken as given: cross-fit them. Intervals are about the estimator's mean. They cover the
+        value where bias is small next to the error: choose h smaller than is best for the error,
+        `bandwidth.rate_bandwidth(undersmooth=True)`. Diagnostics: those of
         `trajectory.statistics.estimate_statistic`, `effective_sample_sizes` `[T]` of the weights of each step, their minimum
         `smallest_effective_sample_size`; `clipped_share` of the ratios w that were clipped; and of networks `still_falling`,
         the most that the loss of any step's q fell in the last quarter of its updates, and `unconverged`, 1 if that is above
@@ -144,7 +155,7 @@ def evaluate(
     chosen = _method(method)
     if not chosen.valued:
         raise ValueError(f"{method} is a gradient and has no value; use `gradient`, or marginal_doubly_robust.")
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
     with float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, **shared)
@@ -155,6 +166,7 @@ def evaluate(
         )
 
 
+@named_options
 def gradient(
     method: str,
     trajectories: Trajectories,
@@ -167,7 +179,12 @@ def gradient(
     behaviour_at_target: Any = None,
     discount: float = 1.0,
     counts: Any = None,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> GradientEstimate:
     """The gradient of a deterministic policy's value with respect to its parameters, by the sums of the module.
 
@@ -185,17 +202,22 @@ def gradient(
         behaviour_at_target: as there, a function.
         discount: gamma.
         counts: as there.
-        **settings: as there. Intervals are of each parameter by itself: all of P together cover with `level` if each is asked
-            for at `1 - (1 - level) / P`. The bandwidth is too wide for them unless chosen by
-            `bandwidth.rate_bandwidth(gradient=True, undersmooth=True)`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
-        `GradientEstimate`, whose covariance is that of the mean over trajectories, linearised.
+        `GradientEstimate`, whose covariance is that of the mean over trajectories, linearised. Intervals are of each parameter
+        by itself: all of P together cover with `level` if each is asked for at `1 - (1 - level) / P`. The bandwidth is too wide
+        for them unless chosen by `bandwidth.rate_bandwidth(gradient=True, undersmooth=True)`.
 
     Raises:
         ValueError: as `evaluate`, and for nuisances without derivatives.
     """
-    chosen, checked = _method(method), settings_of(**settings)
+    chosen, checked = _method(method), settings_of(level, sides, interval, resamples, seed, floor)
     shared = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
     with float64(trajectories, parameters, smoothing, nuisances, counts):
         ratios = ratios_of(trajectories, policy, parameters, smoothing, scores=True, **shared)

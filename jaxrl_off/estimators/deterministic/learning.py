@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete, named_options
 from jaxrl_off.estimators.deterministic.estimates import METHODS, evaluate
 from jaxrl_off.estimators.deterministic.gradients import GradientEstimate, estimate_gradient, restored
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances, fit_action_gradient, fit_nuisances
@@ -83,6 +83,7 @@ def split(trajectories: Trajectories, share: float = 0.5, *, seed: int = 0) -> t
     return rows_of(order[:first]), rows_of(order[first:])
 
 
+@named_options
 def deterministic_policy_gradient(
     trajectories: Trajectories,
     policy: Policy,
@@ -92,7 +93,12 @@ def deterministic_policy_gradient(
     *,
     discount: float = 1.0,
     counts: Any = None,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> GradientEstimate:
     """`sum_t gamma^t w_t(s_t) tau'(s_t) d_a q_t(s_t, tau(s_t))`, a mean over trajectories; not doubly robust.
 
@@ -104,18 +110,23 @@ def deterministic_policy_gradient(
         nuisances: with the marginal ratio w of the states; without, w = 1, at a horizon of 1 alone.
         discount: gamma.
         counts: `float[n]`, or None for once each.
-        **settings: as of `estimates.gradient`. Intervals are about the estimator's mean, and know nothing of a slope or ratio
-            that is wrong.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
-        `GradientEstimate`, of whose diagnostics weights are w of the last step.
+        `GradientEstimate`, of whose diagnostics weights are w of the last step. Intervals are about the estimator's mean, and
+        know nothing of a slope or ratio that is wrong.
 
     Raises:
         ValueError: for shapes that do not fit, nuisances without ratio, ratios that are negative, and what is not finite.
     """
     if nuisances.ratio is None and jnp.shape(trajectories.rewards)[1:] != (1,):
         raise ValueError("deterministic_policy_gradient needs nuisances with the marginal ratio; see `fit_nuisances`.")
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     with float64(trajectories, parameters, action_gradient, nuisances, counts):
         neutral = trajectories._replace(behaviour_log_prob=np.zeros(jnp.shape(trajectories.rewards)))
         ratios = ratios_of(neutral, policy, parameters, Smoothing(1.0, scale=1.0), discount=discount, counts=counts)

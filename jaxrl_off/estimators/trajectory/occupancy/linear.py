@@ -34,34 +34,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, named_options
 from jaxrl_off.estimators.trajectory.columns.features import linear_columns
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import Transitions, transitions_of
-from jaxrl_off.estimators.trajectory.occupancy.tabular import check_discount
-from jaxrl_off.estimators.trajectory.statistics import resample_size, run, settings_of
+from jaxrl_off.estimators.trajectory.occupancy.ratios import OccupancyRatio, check_discount, ratio_at
+from jaxrl_off.estimators.trajectory.statistics import Settings, resample_size, run, settings_of
 from jaxrl_off.estimators.trajectory.steps import Steps
 from jaxrl_off.types import Array, Estimate, Trajectories
 
 _DISTINCT = 1e-10  # of the largest eigenvalue of G in units of its diagonal; smaller ones are taken for 0
 
 Found = tuple[Array, Array, dict[str, Array]]
-
-
-class OccupancyRatio(NamedTuple):
-    """A ratio of occupancies at the steps of trajectories; 0 where a step is not learned from.
-
-    Attributes:
-        ratio: `float64[n, T]`, zeta(s_t, a_t), divided by what the method's estimate is divided by: the value of the
-            method is the mean of `ratio r` over the steps, divided by 1 - gamma.
-        marginal_ratio: `float64[n, T]`, `mu_t = gamma^-t zeta_t N / ((1 - gamma) L)` with N trajectories and L steps in
-            all: the value is `mean_i sum_t gamma^t mu_t r_t`, and `corrected.double_reinforcement_learning` with mu, q
-            and v is that of the discounted occupancy, `E v(s_0) + E_D[zeta (r + gamma v(s') - q)] / (1 - gamma)`, if
-            rows end in exits (it has no v of what follows a row). It refuses negative ratios.
-    """
-
-    ratio: Array
-    marginal_ratio: Array
 
 
 class LinearSteps(NamedTuple):
@@ -84,8 +68,21 @@ class LinearSteps(NamedTuple):
     discount: Array
 
 
+@named_options
 def minimax_weight(
-    trajectories: Trajectories, target: TargetActions, features: str | Callable[..., Array], **keywords: Any
+    trajectories: Trajectories,
+    target: TargetActions,
+    features: str | Callable[..., Array],
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """Minimax weight learning (Uehara, Huang and Jiang, ICML 2020) with linear functions: `w = M^-T b`.
 
@@ -94,8 +91,15 @@ def minimax_weight(
         target: of `target_policy.target_actions`.
         features: as in `linear_q.fit_linear_q`: "linear", "quadratic" or a function. Let a constant be in their span, as
             it is in that of the named ones: then E_D[m zeta] = 1.
-        **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
-            `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `transitions`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`, whose standard error and intervals include that of w. Its effective sample size is that of
@@ -116,32 +120,89 @@ def minimax_weight(
         >>> round(float(minimax_weight(data, target, one_hot, discount=0.5).value), 6)  # 1 + 0.5 * 2
         2.0
     """
-    return _estimate("minimax_weight", trajectories, target, features, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate("minimax_weight", trajectories, target, features, discount, counts, horizon_exit, settings)
 
 
+@named_options
 def dual_dice(
-    trajectories: Trajectories, target: TargetActions, features: str | Callable[..., Array], **keywords: Any
+    trajectories: Trajectories,
+    target: TargetActions,
+    features: str | Callable[..., Array],
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """DualDICE (Nachum, Chow, Dai and Li, NeurIPS 2019) with linear functions: `argmin |g|^2`.
 
     As nu is not penalised, the norm of g is that of the coefficients u: where g = 0 cannot be had, w depends on how
     features are scaled.
 
-    Args, Returns and Raises: as `minimax_weight`.
+    Args:
+        trajectories: as in `minimax_weight`.
+        target: as there.
+        features: as there.
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `transitions`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns and Raises: as `minimax_weight`.
     """
-    return _estimate("dual_dice", trajectories, target, features, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate("dual_dice", trajectories, target, features, discount, counts, horizon_exit, settings)
 
 
+@named_options
 def gen_dice(
-    trajectories: Trajectories, target: TargetActions, features: str | Callable[..., Array], **keywords: Any
+    trajectories: Trajectories,
+    target: TargetActions,
+    features: str | Callable[..., Array],
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """GenDICE (Zhang, Dai, Li and Schuurmans, ICLR 2020), as dice_rl has it, with linear functions: the norm is kept.
 
     `w = w_0 + c M^-T G M^-1 n` with `w_0 = M^-T b` and c such that `n . w = 1`, without zeta >= 0.
 
-    Args, Returns and Raises: as `minimax_weight`.
+    Args:
+        trajectories: as in `minimax_weight`.
+        target: as there.
+        features: as there.
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `transitions`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns and Raises: as `minimax_weight`.
     """
-    return _estimate("gen_dice", trajectories, target, features, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate("gen_dice", trajectories, target, features, discount, counts, horizon_exit, settings)
 
 
 def density_ratio(
@@ -180,24 +241,6 @@ def density_ratio(
         transitions = transitions_of(trajectories, target, **options)
         zeta, divisor = _ratio(_columns(transitions, features), method=method)
         return ratio_at(zeta / divisor, transitions)
-
-
-def ratio_at(zeta: Array, transitions: Transitions) -> OccupancyRatio:
-    """An `OccupancyRatio` of zeta `[n, T]`, also in trajectories that count 0; to be called within `float64`.
-
-    Raises:
-        ValueError: where gamma^t is 0, so that no mu_t could make gamma^t mu_t what it has to be.
-    """
-    discounts = transitions.steps.discounts
-    if is_concrete(discounts) and not bool(jnp.all(discounts > 0)):
-        raise ValueError(
-            f"gamma^t is 0 after {int(jnp.sum(discounts > 0))} of {len(discounts)} steps, and marginal ratios are divided "
-            "by it; use a larger discount, or the estimate of the method itself."
-        )
-    counts, used = transitions.steps.counts, transitions.used
-    zeta = jnp.where(transitions.usable, zeta, 0.0)
-    scale = jnp.sum(counts) / (jnp.sum(counts[:, None] * used) * (1.0 - transitions.discount))
-    return OccupancyRatio(zeta, zeta * scale / discounts)
 
 
 def _columns(transitions: Transitions, features: str | Callable[..., Array]) -> LinearSteps:
@@ -301,15 +344,14 @@ def _estimate(
     trajectories: Trajectories,
     target: TargetActions,
     features: str | Callable[..., Array],
-    *,
     discount: float,
-    counts: Any = None,
-    horizon_exit: bool = True,
-    **settings: Any,
+    counts: Any,
+    horizon_exit: bool,
+    settings: Settings,
 ) -> Estimate:
-    checked = settings_of(**settings)
     check_discount(discount)
     with float64(trajectories, target, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = _columns(transitions_of(trajectories, target, **options), features)
-        return run(columns, method=_METHODS[method], settings=checked, size=resample_size(counts, drawn=checked.drawn))
+        size = resample_size(counts, drawn=settings.drawn)
+        return run(columns, method=_METHODS[method], settings=settings, size=size)

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_off.estimators.common import float64
+from jaxrl_off.estimators.common import float64, named_options
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, one_policy
 from jaxrl_off.estimators.trajectory.columns.transitions import (
     Transitions,
@@ -45,8 +45,7 @@ from jaxrl_off.estimators.trajectory.columns.transitions import (
     transitions_of,
 )
 from jaxrl_off.estimators.trajectory.occupancy.fitting import METHODS, OccupancyConfig, Rows, pool_of, train
-from jaxrl_off.estimators.trajectory.occupancy.linear import OccupancyRatio, ratio_at
-from jaxrl_off.estimators.trajectory.occupancy.tabular import check_discount
+from jaxrl_off.estimators.trajectory.occupancy.ratios import OccupancyRatio, check_discount, ratio_at
 from jaxrl_off.estimators.trajectory.statistics import resample_size, run, settings_of
 from jaxrl_off.estimators.trajectory.steps import Steps
 from jaxrl_off.types import Array, Estimate, Trajectories
@@ -146,8 +145,15 @@ Args:
     target: of `target_policy.target_actions`.
     key: consumed.
     config: None for the defaults.
-    **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
-        `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
+    discount: gamma in [0, 1).
+    counts: `float[n]`, how often each trajectory counts, or None for once.
+    horizon_exit: what the end of a row means; see `transitions`.
+    level: confidence level, such as 0.95; None for no interval.
+    sides: "two", "lower" or "upper".
+    interval: "student_t", "normal", "bootstrap" or "bca".
+    resamples: number of bootstrap resamples.
+    seed: of the bootstrap.
+    floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
 Returns:
     An `Estimate`, for zeta as it is. Its effective sample size is that of trajectories' sums of zeta. Diagnostics also
@@ -173,9 +179,14 @@ def _estimator(method: str, summary: str) -> Callable[..., Estimate]:
         discount: float,
         counts: Any = None,
         horizon_exit: bool = True,
-        **settings: Any,
+        level: float | None = None,
+        sides: str = "two",
+        interval: str = "student_t",
+        resamples: int = 1000,
+        seed: int = 0,
+        floor: float = 10.0,
     ) -> Estimate:
-        checked = settings_of(**settings)
+        checked = settings_of(level, sides, interval, resamples, seed, floor)
         check_discount(discount)
         with float64(trajectories, target, discount, counts):
             options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
@@ -184,7 +195,7 @@ def _estimator(method: str, summary: str) -> Callable[..., Estimate]:
 
     estimator.__name__ = estimator.__qualname__ = method
     estimator.__doc__ = summary + _ARGUMENTS
-    return estimator
+    return named_options(estimator)
 
 
 minimax_weight = _estimator(

@@ -43,10 +43,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, named_options
 from jaxrl_off.estimators.trajectory.columns import tables
 from jaxrl_off.estimators.trajectory.columns.tables import TabularSteps
-from jaxrl_off.estimators.trajectory.statistics import resample_size, run, settings_of
+from jaxrl_off.estimators.trajectory.occupancy.ratios import check_discount
+from jaxrl_off.estimators.trajectory.statistics import Settings, resample_size, run, settings_of
 from jaxrl_off.estimators.trajectory.steps import quotient, weights_of
 from jaxrl_off.types import Array, Estimate, Trajectories
 
@@ -56,6 +57,7 @@ _ROUNDING = 1e-10  # of the largest gradient, below which it is taken for 0
 Found = tuple[Array, Array, dict[str, Array]]
 
 
+@named_options
 def marginalised_is(
     trajectories: Trajectories,
     target_policy: Any,
@@ -63,7 +65,12 @@ def marginalised_is(
     target_log_prob: Any = None,
     discount: float = 1.0,
     counts: Any = None,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """Marginalised importance sampling, `sum_t gamma^t sum_s d_t(s) r_t(s)` with the target's state marginals d_t.
 
@@ -81,7 +88,12 @@ def marginalised_is(
             an abstraction, within which pi_e varies; of the table nothing but S is looked at then, and actions are not.
         discount: gamma in [0, 1].
         counts: `float[n]`, how often each trajectory counts, or None for once.
-        **settings: `level` and the further ones of `weighted.pdis`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`. Its effective sample size is that of `sum_t d_t(s_t) rho_t / N_t(s_t)`. Diagnostics also
@@ -93,7 +105,7 @@ def marginalised_is(
     Reference: Xie, Ma and Wang, "Towards Optimal Off-Policy Evaluation for Reinforcement Learning with Marginalized
     Importance Sampling", NeurIPS 2019. Written from the project's notes on it; nothing is clipped or projected.
     """
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     with float64(trajectories, target_policy, target_log_prob, discount, counts):
         if target_log_prob is not None:
             target_policy = jnp.ones((len(tables.policy_of("target_policy", target_policy)), 1))
@@ -103,7 +115,21 @@ def marginalised_is(
         return run(columns, method=_marginalised, settings=checked, size=resample_size(counts, drawn=checked.drawn))
 
 
-def minimax_weight(trajectories: Trajectories, target_policy: Any, **keywords: Any) -> Estimate:
+@named_options
+def minimax_weight(
+    trajectories: Trajectories,
+    target_policy: Any,
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """Minimax weight learning (Uehara, Huang and Jiang, ICML 2020) with tables: g = 0 on all seen pairs.
 
     The maximum over functions f on seen pairs of `|(1 - gamma) E f(s_0, pi) - E_D[zeta (f - gamma f(s', pi))]|` is 0.
@@ -112,8 +138,15 @@ def minimax_weight(trajectories: Trajectories, target_policy: Any, **keywords: A
     Args:
         trajectories: as in `tabular_steps`; behaviour probabilities are not needed.
         target_policy: `float[S, A]`, pi_e(a|s).
-        **keywords: `discount` (no default), gamma in [0, 1); `counts`, `float[n]`, how often each trajectory counts;
-            `horizon_exit` (True), what the end of a row means; `level` and the further ones of `weighted.pdis`.
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `tables`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`. Its effective sample size is that of trajectories' sums of zeta. Diagnostics also `mean_ratio`,
@@ -123,45 +156,130 @@ def minimax_weight(trajectories: Trajectories, target_policy: Any, **keywords: A
     Raises:
         ValueError: for data, a policy or settings that cannot be meant, or a discount of 1.
     """
-    return _estimate(_minimax, trajectories, target_policy, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(_minimax, trajectories, target_policy, discount, counts, horizon_exit, settings)
 
 
-def dual_dice(trajectories: Trajectories, target_policy: Any, **keywords: Any) -> Estimate:
+@named_options
+def dual_dice(
+    trajectories: Trajectories,
+    target_policy: Any,
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """DualDICE (Nachum, Chow, Dai and Li, NeurIPS 2019) with tables: `argmin sum g^2` over all pairs, a linear solve.
 
     The closed form of dice_rl's `tabular_dual_dice.py` without its ridge, divided by E_D[m zeta] where that divides by
     E_D[zeta]. zeta may be negative. Takes memory and a solve of the size of pairs by pairs.
 
-    Args, Returns and Raises: as `minimax_weight`.
+    Args:
+        trajectories: as in `minimax_weight`.
+        target_policy: `float[S, A]`, pi_e(a|s).
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `tables`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns and Raises: as `minimax_weight`.
     """
-    return _estimate(_dual, trajectories, target_policy, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(_dual, trajectories, target_policy, discount, counts, horizon_exit, settings)
 
 
-def gen_dice(trajectories: Trajectories, target_policy: Any, **keywords: Any) -> Estimate:
+@named_options
+def gen_dice(
+    trajectories: Trajectories,
+    target_policy: Any,
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """GenDICE (Zhang, Dai, Li and Schuurmans, ICLR 2020), as dice_rl has it, with tables: the norm is kept.
 
     With A the matrix of the flow equations of seen pairs and `x_0 = (1 - gamma) A^-1 (eta pi_e)`, the solution of
     `minimax_weight`, it is `x = x_0 + c A^-1 diag(D) A^-T m` with c such that `m . x = 1`. Neither c nor an entry of
     A^-1 is negative, so that zeta >= 0 by itself. Takes solves of size S.
 
-    Args, Returns and Raises: as `minimax_weight`.
+    Args:
+        trajectories: as in `minimax_weight`.
+        target_policy: `float[S, A]`, pi_e(a|s).
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `tables`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Returns and Raises: as `minimax_weight`.
     """
-    return _estimate(_gen, trajectories, target_policy, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(_gen, trajectories, target_policy, discount, counts, horizon_exit, settings)
 
 
-def best_dice(trajectories: Trajectories, target_policy: Any, **keywords: Any) -> Estimate:
+@named_options
+def best_dice(
+    trajectories: Trajectories,
+    target_policy: Any,
+    *,
+    discount: float,
+    counts: Any = None,
+    horizon_exit: bool = True,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
+) -> Estimate:
     """What Yang et al. (NeurIPS 2020) and dice_rl advise, with tables: `argmin sum g^2` with signs and the norm kept.
 
     A quadratic programme, solved by a primal-dual active set (Hintermueller, Ito and Kunisch 2002): zeta is 0 on a set
     of pairs, the rest a linear solve, and the set is changed until signs are right. Takes memory and solves of the size
     of pairs by pairs.
 
-    Args and Raises: as `minimax_weight`.
+    Args:
+        trajectories: as in `minimax_weight`.
+        target_policy: `float[S, A]`, pi_e(a|s).
+        discount: gamma in [0, 1).
+        counts: `float[n]`, how often each trajectory counts, or None for once.
+        horizon_exit: what the end of a row means; see `tables`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
+
+    Raises: as `minimax_weight`.
 
     Returns:
         As there. Diagnostics also `unsettled`, on how many pairs signs are wrong: 0, unless the active set cycled.
     """
-    return _estimate(_best, trajectories, target_policy, **keywords)
+    settings = settings_of(level, sides, interval, resamples, seed, floor)
+    return _estimate(_best, trajectories, target_policy, discount, counts, horizon_exit, settings)
 
 
 def density_ratio(
@@ -350,32 +468,17 @@ def _ratio(columns: TabularSteps, *, method: str) -> Array:
     return jnp.sum(visits) * quotient(x.reshape(visits.shape), visits)
 
 
-def check_discount(discount: Any) -> None:
-    """Refuse a discount outside [0, 1).
-
-    Raises:
-        ValueError: for one that is.
-    """
-    if is_concrete(discount) and not 0.0 <= discount < 1.0:
-        raise ValueError(
-            f"discount must be in [0, 1), got {discount}: at 1 the target has no normalised occupancy. Use "
-            "marginalised_is or tabular.model_based."
-        )
-
-
 def _estimate(
     method: tables.Method,
     trajectories: Trajectories,
     target_policy: Any,
-    *,
     discount: float,
-    counts: Any = None,
-    horizon_exit: bool = True,
-    **settings: Any,
+    counts: Any,
+    horizon_exit: bool,
+    settings: Settings,
 ) -> Estimate:
-    checked = settings_of(**settings)
     check_discount(discount)
     with float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
         columns = tables.tabular_steps_of(trajectories, target_policy, **options)
-        return run(columns, method=method, settings=checked, size=resample_size(counts, drawn=checked.drawn))
+        return run(columns, method=method, settings=settings, size=resample_size(counts, drawn=settings.drawn))

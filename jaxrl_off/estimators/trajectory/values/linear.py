@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete, named_options
 from jaxrl_off.estimators.trajectory.columns.features import LinearColumns, linear_columns
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import (
@@ -125,6 +125,7 @@ def fit_linear_q(
         return LinearQ(values, parameters)
 
 
+@named_options
 def linear_q_evaluation(
     trajectories: Trajectories,
     target: TargetActions,
@@ -137,13 +138,22 @@ def linear_q_evaluation(
     discount: float = 1.0,
     counts: Any = None,
     horizon_exit: bool = True,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """The value `mean_i V(s_0)` of a linear action-value function, with the error that its fit has.
 
     Args: as `fit_linear_q`, and
-        **settings: `level` and the further ones of `weighted.pdis`. Standardisation is of the data as they are, also in
-            resamples.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`. Its effective sample size is that of the weights that trajectories' rewards (or, of the others,
@@ -152,9 +162,9 @@ def linear_q_evaluation(
         that is too large for a fixed point to be taken (see `linear_systems`).
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for invalid data or settings.
     """
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
     policies = target_log_prob, behaviour_probability
     with float64(trajectories, target, counts, target_log_prob, behaviour_probability):

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete, named_options
 from jaxrl_off.estimators.trajectory.columns.transitions import (
     ActionValues,
     TargetActions,
@@ -109,6 +109,7 @@ def fit_model(
     return FittedModel(parameters, units, losses, falling, weights)
 
 
+@named_options
 def model_based(
     trajectories: Trajectories,
     policy: Policy,
@@ -120,7 +121,12 @@ def model_based(
     horizon: int | None = None,
     discount: float = 1.0,
     counts: Any = None,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """The target's value in a fitted model, from the first states of the trajectories.
 
@@ -135,7 +141,12 @@ def model_based(
         horizon: steps of each; None for T of the data.
         discount: gamma in [0, 1].
         counts: as in `fit_model`.
-        **settings: `level` and the further ones of `weighted.pdis`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`: `corrected.direct_method` on the model's values, whose standard error is that of first states and
@@ -146,10 +157,10 @@ def model_based(
         quarter of the updates; `unconverged`, 1 if that is more than 0.05; and `fit_in_error`, 0.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for invalid data or settings.
     """
     config = config or FittedModelConfig()
-    settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     _check(rollouts, horizon, discount)
     fit_key, play_key = jax.random.split(key)
     model = fit_model(trajectories, fit_key, config, num_actions=num_actions, counts=counts)
@@ -161,7 +172,7 @@ def model_based(
         values, outside = _played(model, config, policy, play_key, (first, remaining, None), discount, rollouts, length)
         members = jnp.sum(model.weights * values, axis=1) / jnp.sum(model.weights, axis=1)
         v = jnp.broadcast_to(jnp.mean(values, axis=0)[:, None], given.mask.shape)
-    found = corrected.direct_method(trajectories, v, counts=counts, **settings)
+    found = corrected.direct_method(trajectories, v, counts=counts, **checked._asdict())
     with float64(trajectories, counts):
         falling = jnp.mean(model.still_falling)
         told = {

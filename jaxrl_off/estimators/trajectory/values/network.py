@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import float64
+from jaxrl_off.estimators.common import float64, named_options
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import (
     ActionValues,
@@ -204,6 +204,7 @@ def network_values(
         return action_values(*(jnp.mean(x, axis=-3) for x in found), trajectories)
 
 
+@named_options
 def fitted_q_evaluation(
     trajectories: Trajectories,
     target: TargetActions,
@@ -213,12 +214,22 @@ def fitted_q_evaluation(
     discount: float = 1.0,
     counts: Any = None,
     horizon_exit: bool = True,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """The value `mean_i V(s_0)` of the target by networks.
 
     Args: as `fit_network_q`, and
-        **settings: `level` and the further ones of `weighted.pdis`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`; of P policies with a leading axis. Without `config.bootstrap` it is `corrected.direct_method` on the
@@ -230,10 +241,10 @@ def fitted_q_evaluation(
         standard error includes the fit's, 0 if not.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for invalid data or settings.
     """
     config = config or FittedQConfig()
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     if config.bootstrap and checked.interval not in ("student_t", "normal"):
         raise ValueError(
             f"interval={checked.interval!r} would resample values of one fit; with members of a bootstrap student_t and "
@@ -246,9 +257,8 @@ def fitted_q_evaluation(
     estimates = []
     for i in range(len(fit.member_values) if policies else 1):
         one = jax.tree.map(lambda x, i=i: x[i], fits) if policies else fits
-        found = corrected.direct_method(
-            trajectories, one.values.v, counts=counts, horizon_exit=horizon_exit, **settings
-        )
+        v = one.values.v
+        found = corrected.direct_method(trajectories, v, counts=counts, horizon_exit=horizon_exit, **checked._asdict())
         with float64(trajectories, target, counts):
             estimates.append(_with_members(found, one, fit.scale, config, checked))
     if not policies:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete, named_options
 from jaxrl_off.estimators.trajectory.columns import tables
 from jaxrl_off.estimators.trajectory.columns.tables import TabularSteps
 from jaxrl_off.estimators.trajectory.columns.transitions import ActionValues, returns_ahead
@@ -34,6 +34,7 @@ UNSEEN = ("average", "zero")
 _LONGEST = 1e12  # discounted steps beyond which I - gamma P is singular
 
 
+@named_options
 def model_based(
     trajectories: Trajectories,
     target_policy: Any,
@@ -42,7 +43,12 @@ def model_based(
     counts: Any = None,
     horizon_exit: bool = True,
     unseen: str = "average",
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """The target's value in the maximum likelihood model, `eta . (I - gamma P_pi)^-1 r_pi`.
 
@@ -61,7 +67,12 @@ def model_based(
         unseen: what a pair is worth that the target may take and the data lack. "average": what the seen actions of its
             state are on average under the target, which renormalises the target on these; "zero": nothing, and nothing
             follows, as in COBS and DICE. A state without any seen action is worth 0 either way.
-        **settings: `level` and the further ones of `weighted.pdis`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
         An `Estimate`. Its effective sample size is that of `sum_t d(s_t) pi_e(a_t|s_t) / N(s_t, a_t)`, the weights that
@@ -79,7 +90,7 @@ def model_based(
         >>> float(model_based(data, [[0.25, 0.75], [1.0, 0.0]]).value)
         1.25
     """
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     method = _model_method(unseen)
     with float64(trajectories, target_policy, discount, counts):
         options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)

@@ -35,7 +35,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete, named_options
 from jaxrl_off.estimators.trajectory.columns.features import linear_columns, state_columns
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions
 from jaxrl_off.estimators.trajectory.columns.transitions import (
@@ -111,6 +111,7 @@ def fit_traces(
         return LinearQ(action_values(q, v, trajectories), parameters)
 
 
+@named_options
 def trace_evaluation(
     trajectories: Trajectories,
     target: TargetActions,
@@ -123,16 +124,26 @@ def trace_evaluation(
     discount: float = 1.0,
     counts: Any = None,
     horizon_exit: bool = True,
-    **settings: Any,
+    level: float | None = None,
+    sides: str = "two",
+    interval: str = "student_t",
+    resamples: int = 1000,
+    seed: int = 0,
+    floor: float = 10.0,
 ) -> Estimate:
     """The value `mean_i V(s_0)` by traces, with the error that the fit has.
 
     Args: as `fit_traces`, and
-        **settings: `level` and the further ones of `weighted.pdis`.
+        level: confidence level, such as 0.95; None for no interval.
+        sides: "two", "lower" or "upper".
+        interval: "student_t", "normal", "bootstrap" or "bca".
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+        floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns and Raises: as `linear_q.linear_q_evaluation`.
     """
-    checked = settings_of(**settings)
+    checked = settings_of(level, sides, interval, resamples, seed, floor)
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
     with float64(trajectories, target, counts, target_log_prob):
         rows, steps, _ = _prepared(trajectories, target, trace, lambda_, features, target_log_prob, options)
