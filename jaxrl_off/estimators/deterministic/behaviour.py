@@ -47,7 +47,7 @@ def estimate_behaviour_density(
         `BehaviourDensity`.
 
     Raises:
-        ValueError: for data or settings that cannot be meant, and actions that do not vary given observations.
+        ValueError: for invalid data or settings, and actions that do not vary given observations.
     """
     with float64(trajectories, counts):
         steps = steps_of(trajectories._replace(behaviour_log_prob=None), None, counts=counts)

@@ -138,7 +138,7 @@ def evaluate(
         0.05.
 
     Raises:
-        ValueError: for data, settings or policies that cannot be meant.
+        ValueError: for invalid data, settings or policies.
 
     Example:
         >>> import numpy as np

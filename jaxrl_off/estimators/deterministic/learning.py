@@ -216,7 +216,7 @@ def learn(
         A `Learning`.
 
     Raises:
-        ValueError: for arguments that cannot be meant.
+        ValueError: for invalid arguments.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
@@ -234,7 +234,7 @@ def learn(
     model = LinearSieve() if model is None else model
     with float64(trajectories, parameters, smoothing, counts, learning_rate, model):
         given = dict(behaviour_at_target=behaviour_at_target, discount=discount, counts=counts)
-        ratios = ratios_of(trajectories, policy, parameters, smoothing, **given)  # refuses what cannot be meant
+        ratios = ratios_of(trajectories, policy, parameters, smoothing, **given)  # refuses invalid data
         return _learn(
             jax.tree.map(jnp.asarray, trajectories),
             ratios.parameters,

@@ -160,7 +160,7 @@ def fit_nuisances(
         `Nuisances`.
 
     Raises:
-        ValueError: for data, settings or policies that cannot be meant, folds fewer than 2 or more than trajectories, and
+        ValueError: for invalid data, settings or policies, folds fewer than 2 or more than trajectories, and
             steps in which neither observations nor actions vary.
     """
     model = LinearSieve() if model is None else model

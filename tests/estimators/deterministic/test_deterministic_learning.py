@@ -17,7 +17,7 @@ WIDTH = 0.35
 @pytest.fixture(scope="module")
 def data():
     with jax.enable_x64(True):
-        return jax.device_get(simulate(jax.random.key(0), 2000, PROCESS))
+        return jax.device_get(simulate(jax.random.key(0), 1000, PROCESS))
 
 
 def slope_of_q(gain, process, states):
@@ -31,7 +31,7 @@ def slope_of_q(gain, process, states):
 def test_plug_in_gradient_with_exact_nuisances_is_the_closed_form():
     """States of the policy itself: w = 1, and only Monte Carlo error is left."""
     with jax.enable_x64(True):
-        own = jax.device_get(simulate(jax.random.key(1), 200_000, PROCESS._replace(behaviour=1.2, deviation=1e-9)))
+        own = jax.device_get(simulate(jax.random.key(1), 40_000, PROCESS._replace(behaviour=1.2, deviation=1e-9)))
         found = det.deterministic_policy_gradient(
             own,
             policy,
@@ -41,7 +41,7 @@ def test_plug_in_gradient_with_exact_nuisances_is_the_closed_form():
         )
     wanted = truth(PROCESS)[1]
     assert abs(found.value - wanted) < 4 * found.standard_error
-    assert found.standard_error < 0.01 * abs(wanted)
+    assert found.standard_error < 0.02 * abs(wanted)
     np.testing.assert_allclose(found.covariance[0, 0], found.standard_error**2)
 
 
@@ -63,11 +63,11 @@ def test_fitted_slopes_of_q_are_those_of_the_quadratic(data):
 @pytest.mark.parametrize("objective", ["marginal_doubly_robust", "deterministic_policy_gradient"])
 def test_learns_the_best_gain(data, objective):
     """From 1.2; a gradient of the wrong sign, or none, ends above it."""
-    options = dict(objective=objective, steps=40, learning_rate=0.03)
+    options = dict(objective=objective, steps=20, refit=2, learning_rate=0.03)
     found = det.learn(data, policy, 1.2, det.Smoothing(WIDTH, form="soft", scale=1.0), **options)
     assert abs(found.parameters - 1.0) < 0.03
     assert found.path[0] == 1.2
-    assert found.objective.shape == found.gradient_norm.shape == (40,)
+    assert found.objective.shape == found.gradient_norm.shape == (20,)
     assert found.objective[-1] > found.objective[0]
 
 
@@ -96,16 +96,16 @@ def test_parameters_may_be_any_tree(data):
         return observations @ parameters["gain"] + parameters["offset"]
 
     start = {"gain": np.array([[1.2]], np.float32), "offset": np.zeros(1, np.float32)}
-    options = dict(objective="direct_method", steps=40, learning_rate=0.03)
+    options = dict(objective="direct_method", steps=20, learning_rate=0.03)
     found = det.learn(data, affine, start, det.Smoothing(WIDTH, form="soft", scale=1.0), **options)
-    assert found.path["gain"].shape == (40, 1, 1)
+    assert found.path["gain"].shape == (20, 1, 1)
     assert abs(found.parameters["gain"][0, 0] - 1.0) < 0.05
     assert abs(found.parameters["offset"][0]) < 0.05
 
 
 def test_split_keeps_every_trajectory_once(data):
     first, second = det.split(data, 0.25)
-    assert len(first.rewards) == 500
+    assert len(first.rewards) == 250
     both = np.concatenate([first.actions, second.actions])[:, 0, 0]
     np.testing.assert_array_equal(np.sort(both), np.sort(data.actions[:, 0, 0]))
     assert not np.array_equal(det.split(data, 0.25, seed=1)[0].actions, first.actions)

@@ -9,6 +9,7 @@ from jaxrl_off._lazy import modules_on_demand
 if TYPE_CHECKING:
     from jaxrl_off.estimators.trajectory.columns import (
         action_networks,
+        ends,
         features,
         kernel_features,
         tables,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "action_networks",
+    "ends",
     "features",
     "kernel_features",
     "tables",

@@ -3,10 +3,7 @@
 Trajectories hold `observations int[n, T]`, states counted from 0, `actions int[n, T]`, and `final_observation int[n]`
 or None. The target policy is a table `pi_e(a|s)`, `float[S, A]`, which also says how many states and actions there are.
 
-The end of a row. A terminated step is an exit: nothing of value follows. What else ends a row, a truncation or the
-horizon, is an exit, too, with `horizon_exit=True`: values are then those of returns within the horizon, as far as a
-model without a clock can tell, which is what the estimators in `weighted` judge. With False the process goes on: from
-`final_observation` where that is given; else the last step is left out, reward and all, as nobody knows what it led to.
+`ends` says what the end of a row means.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off.estimators.common import is_concrete
+from jaxrl_off.estimators.trajectory.columns.ends import ends_of
 from jaxrl_off.estimators.trajectory.steps import Steps, quotient, steps_of
 from jaxrl_off.types import Array, Trajectories
 
@@ -65,7 +63,7 @@ def tabular_steps_of(
         target_policy: `float[S, A]`, pi_e(a|s).
         discount: gamma, in [0, 1].
         counts: `float[n]`, or None for once each.
-        horizon_exit: what the end of a row means; see the module.
+        horizon_exit: what the end of a row means; see `ends`.
 
     Raises:
         ValueError: for what `steps.steps_of` refuses; a policy whose rows are no distributions; states or actions that
@@ -78,32 +76,20 @@ def tabular_steps_of(
     mask = library.asarray(steps.mask)
     states = _index("observations", trajectories.observations, mask, policy.shape[0], "states")
     actions = _index("actions", trajectories.actions, mask, policy.shape[1], "actions")
-    goes_on = library.concatenate([mask[:, 1:], library.zeros_like(mask[:, :1])], axis=1)
-    terminated = library.asarray(trajectories.terminated, bool) & mask
-    ended = terminated | (library.asarray(trajectories.truncated, bool) & mask)
-    if concrete and (goes_on & ended).any():
-        row, step = np.argwhere(goes_on & ended)[0]
-        raise ValueError(
-            f"trajectory {row} goes on after step {step}, which terminated or truncated it; give every trajectory its "
-            "own row."
-        )
-    used, continues = mask, goes_on & ~terminated
+    ends = ends_of(trajectories, mask, mask, horizon_exit=horizon_exit)
     successors = library.concatenate([states[:, 1:], library.zeros_like(states[:, :1])], axis=1)
-    if not horizon_exit and trajectories.final_observation is None:
-        used = goes_on | terminated
-    elif not horizon_exit:
-        continues = mask & ~terminated
-        unended = (continues & ~goes_on).any(axis=1)
+    if not horizon_exit and trajectories.final_observation is not None:
+        unended = (ends.continues & ~ends.goes_on).any(axis=1)
         final = _index("final_observation", trajectories.final_observation, unended, policy.shape[0], "states")
-        successors = library.where(goes_on, successors, final[:, None])
+        successors = library.where(ends.goes_on, successors, final[:, None])
     return TabularSteps(
         steps,
         jnp.asarray(policy),
         jnp.asarray(states),
         jnp.asarray(states * policy.shape[1] + actions),
-        jnp.asarray(library.where(continues, successors, 0)),
-        jnp.asarray(used, jnp.float64),
-        jnp.asarray(continues, jnp.float64),
+        jnp.asarray(library.where(ends.continues, successors, 0)),
+        jnp.asarray(ends.usable, jnp.float64),
+        jnp.asarray(ends.continues, jnp.float64),
         jnp.asarray(discount, jnp.float64),
     )
 
@@ -193,8 +179,8 @@ def policy_of(name: str, given: Any) -> Array:
         if wrong.any():
             row = int(np.argmax(wrong))
             raise ValueError(
-                f"{name} must have a distribution in every row; state {row} has {policy[row]}, and {int(wrong.sum())} "
-                "rows are so. To states in which nobody acts give any distribution."
+                f"{name} must have a distribution in every row; state {row} has {policy[row]}; "
+                f"{int(wrong.sum())} rows in all are wrong. States in which nobody acts need some distribution, too."
             )
     return policy
 
@@ -216,6 +202,6 @@ def _index(name: str, given: Any, shown: Array, bound: int, kind: str) -> Array:
             place = tuple(int(x) for x in np.argwhere(wrong)[0])
             raise ValueError(
                 f"{name} must be integers from 0 to {bound - 1}, as the policy has {bound} {kind}; at {place} there is "
-                f"{column[place]}. Number them anew, or give a policy for all."
+                f"{column[place]}. Renumber them from 0, or give a policy with a row and a column for all of them."
             )
     return library.where(shown, column, 0).astype(np.int32)

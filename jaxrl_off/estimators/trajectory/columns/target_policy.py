@@ -167,8 +167,8 @@ def _normalised(weights: Array, known: Array) -> Array:
             place = np.argwhere(wrong)[0]
             raise ValueError(
                 f"the target's probabilities must not be negative, and sum to 1; in state {place[-1]} of trajectory "
-                f"{place[-2]} they are {weights[tuple(place)]}, and {int(wrong.sum())} states are so. A policy's function "
-                "gives logarithms, an array probabilities."
+                f"{place[-2]} they are {weights[tuple(place)]}; {int(wrong.sum())} states in all are wrong. A policy that is a "
+                "function gives logarithms, an array gives probabilities."
             )
     shown = known & (total > 0)
     return jnp.where(shown[..., None], weights / jnp.where(shown, total, 1.0)[..., None], 0.0)

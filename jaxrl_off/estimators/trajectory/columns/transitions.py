@@ -3,10 +3,7 @@
 A trajectory of L steps has L + 1 states, `s_0 .. s_{L-1}` of `observations` and `s_L` of `final_observation`. Columns of
 states are `[n, T + 1, ...]`: entry t is s_t, entry L what followed the last step, and later ones are 0.
 
-The end of a row. A terminated step is an exit: nothing of value follows. What else ends a row, a truncation or the
-horizon, is an exit, too, with `horizon_exit=True`: values are then those of returns within the horizon, as far as a
-function without a clock can tell, which is what the estimators in `weighted` judge. With False the process goes on: from
-`final_observation` where that is given; else the last step is left out, reward and all, as nobody knows what it led to.
+`ends` says what the end of a row means.
 """
 
 from __future__ import annotations
@@ -19,18 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_off.estimators.common import is_concrete
+from jaxrl_off.estimators.trajectory.columns.ends import ends_of
 from jaxrl_off.estimators.trajectory.columns.target_policy import TargetActions, checked_candidates, states_of
 from jaxrl_off.estimators.trajectory.steps import Steps, log_weights, scaled_weights, steps_of
 from jaxrl_off.types import Array, Trajectories
 
 
 class ActionValues(NamedTuple):
-    """Action values of a policy along trajectories, as `corrected.doubly_robust` and its kin take them.
+    """Action values of a policy along trajectories, as `weights.doubly_robust` and its kin take them.
 
     Attributes:
         q: `float64[n, T]`, Q(s_t, a_t); 0 in the padding.
         v: `float64[n, T]`, V(s_t) of the target; 0 in the padding.
-        final: `float64[n]`, V of `final_observation`, 0 where the last step terminated; None where it is not known.
+        final: `float64[n]`, the value of what followed the last step, V of `final_observation`; 0 where that step terminated.
+            None where it is not known. Estimators with `horizon_exit=False` bootstrap from it; those with True take nothing to
+            follow a cut, and do not look at it.
     """
 
     q: Array
@@ -126,7 +126,7 @@ def transitions_of(
         target_log_prob: `float[n, T]`, for ratios, or None.
         discount: gamma, in [0, 1].
         counts: `float[n]`, or None for once each.
-        horizon_exit: what the end of a row means; see the module.
+        horizon_exit: what the end of a row means; see `ends`.
 
     Raises:
         ValueError: for what `steps.steps_of` refuses; observations and actions that are missing, not finite or do not fit
@@ -136,21 +136,8 @@ def transitions_of(
     concrete = is_concrete(trajectories, counts, steps)
     library = np if concrete else jnp
     mask, counted = library.asarray(trajectories.mask, bool), library.asarray(steps.mask)
-    goes_on = library.concatenate([mask[:, 1:], library.zeros_like(mask[:, :1])], axis=1)
-    terminated = library.asarray(trajectories.terminated, bool) & mask
-    ended = terminated | (library.asarray(trajectories.truncated, bool) & mask)
-    if concrete and (goes_on & ended & counted).any():
-        row, step = np.argwhere(goes_on & ended & counted)[0]
-        raise ValueError(
-            f"trajectory {row} goes on after step {step}, which terminated or truncated it; give every trajectory its "
-            "own row."
-        )
-    usable, continues = mask, goes_on & ~terminated
-    if not horizon_exit and trajectories.final_observation is None:
-        usable = goes_on | terminated
-    elif not horizon_exit:
-        continues = mask & ~terminated
-    used = usable & counted
+    ends = ends_of(trajectories, mask, counted, horizon_exit=horizon_exit)
+    used = ends.usable & counted
     if concrete and not used.any():
         raise ValueError(
             "there is no step to learn from: with horizon_exit=False a row that does not terminate loses its last step, as "
@@ -163,9 +150,9 @@ def transitions_of(
         _finite("observations", states, known & jnp.any(jnp.asarray(counted), axis=1)[:, None]),
         _actions(trajectories, target, mask, counted),
         checked_candidates(target, known),
-        jnp.asarray(usable),
+        jnp.asarray(ends.usable),
         jnp.asarray(used, jnp.float64),
-        jnp.asarray(continues & counted, jnp.float64),
+        jnp.asarray(ends.continues & counted, jnp.float64),
         jnp.asarray(discount, jnp.float64),
     )
 
@@ -287,8 +274,8 @@ def _finite(name: str, column: Array, shown: Array) -> Array:
         if wrong.any():
             row, step = np.argwhere(wrong)[0]
             raise ValueError(
-                f"{name} must be finite; step {step} of trajectory {row} is not, and {int(wrong.sum())} are so. Mend the "
-                "data."
+                f"{name} must be finite; step {step} of trajectory {row} is not, nor are {int(wrong.sum()) - 1} other steps. "
+                "Fix or remove these trajectories."
             )
     return jnp.where(fine, column, jnp.zeros((), column.dtype))
 
@@ -318,6 +305,6 @@ def _actions(trajectories: Trajectories, target: TargetActions, mask: Any, count
             row, step = np.argwhere(wrong)[0]
             raise ValueError(
                 f"actions must be integers from 0 to {bound - 1}, as the target has probabilities of {bound}; step {step} "
-                f"of trajectory {row} has {given[row, step]}. Number them anew, or give probabilities of all."
+                f"of trajectory {row} has {given[row, step]}. Renumber them from 0, or give probabilities of all actions."
             )
     return jnp.where(shown, jnp.clip(given, 0, bound - 1), 0).astype(jnp.int32)

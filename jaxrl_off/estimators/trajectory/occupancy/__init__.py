@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         fitting,
         linear,
         network,
+        ratios,
         tabular,
     )
 
@@ -18,6 +19,7 @@ __all__ = [
     "fitting",
     "linear",
     "network",
+    "ratios",
     "tabular",
 ]
 

@@ -27,7 +27,7 @@ from jaxrl_off.types import Array, PyTree
 
 _PIECE = 4096  # rows whose features are in memory at once
 _GAIN = 0.1  # of the initial weights of the last layer
-_LAST = 0.1  # share of the updates whose mean loss is told
+_LAST = 0.1  # share of the updates whose mean loss is reported
 
 
 @flax.struct.dataclass
@@ -51,7 +51,7 @@ class OccupancyConfig:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid settings."""
         if not self.sizes or min(self.members, self.updates, self.features, *self.sizes) < 1 or self.batch_size < 2:
             raise ValueError("sizes, members, updates and features must be at least 1, batch_size at least 2.")
 

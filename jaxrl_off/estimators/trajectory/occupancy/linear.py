@@ -108,7 +108,7 @@ def minimax_weight(
         features the data tell apart.
 
     Raises:
-        ValueError: for data, candidates, features or settings that cannot be meant, or a discount of 1.
+        ValueError: for invalid data, candidates, features or settings, or a discount of 1.
 
     Example:
         >>> import numpy as np

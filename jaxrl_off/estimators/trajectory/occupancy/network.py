@@ -163,7 +163,7 @@ Returns:
     of the last tenth of the updates: of the Lagrangian or, of `minimax_weight`, of `g . g / 2`.
 
 Raises:
-    ValueError: for data, candidates or settings that cannot be meant, or a discount of 1.
+    ValueError: for invalid data, candidates or settings, or a discount of 1.
 """
 
 

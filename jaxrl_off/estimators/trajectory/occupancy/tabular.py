@@ -100,7 +100,7 @@ def marginalised_is(
         `largest_mass`, the largest `sum_s d_t(s)`, which in expectation is 1 or less.
 
     Raises:
-        ValueError: for data, a policy or settings that cannot be meant.
+        ValueError: for invalid data, a policy or settings.
 
     Reference: Xie, Ma and Wang, "Towards Optimal Off-Policy Evaluation for Reinforcement Learning with Marginalized
     Importance Sampling", NeurIPS 2019. Written from the project's notes on it; nothing is clipped or projected.
@@ -154,7 +154,7 @@ def minimax_weight(
         the sum of |g| over all pairs, in shares of the occupancy; and `unsupported_mass`, as in `tabular.model_based`.
 
     Raises:
-        ValueError: for data, a policy or settings that cannot be meant, or a discount of 1.
+        ValueError: for invalid data, a policy or settings, or a discount of 1.
     """
     settings = settings_of(level, sides, interval, resamples, seed, floor)
     return _estimate(_minimax, trajectories, target_policy, discount, counts, horizon_exit, settings)
@@ -306,7 +306,7 @@ def density_ratio(
         after division by E_D[m zeta].
 
     Raises:
-        ValueError: for data or a policy that cannot be meant, a discount of 1, or an unknown method.
+        ValueError: for invalid data or a policy, a discount of 1, or an unknown method.
     """
     if method not in _SOLVERS:
         raise ValueError(f"method must be one of {', '.join(_SOLVERS)}, got {method!r}.")

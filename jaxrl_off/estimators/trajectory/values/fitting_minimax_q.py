@@ -54,7 +54,7 @@ class MinimaxQConfig:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse invalid settings."""
         if not self.sizes or min(self.updates, self.features, self.members, *self.sizes) < 1 or self.batch_size < 2:
             raise ValueError("sizes, updates, features and members must be at least 1, batch_size at least 2.")
         if self.activation not in ACTIVATIONS:

@@ -99,7 +99,7 @@ def fit_linear_q(
         `corrected.cross_fitted(lambda counts: fit_linear_q(..., counts=counts).values, np.ones(n))`.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for invalid data or settings.
 
     Example:
         >>> import numpy as np

@@ -6,12 +6,13 @@ process has an operator `N = G^-1 C` that expands: its spectral radius is gamma 
 about `gamma (1 - 1 / T)`. That of an estimate from few data, or of features that cannot follow the target's steps, may be
 larger; near 1 A is singular, and values are a hundred times what any return is.
 
-So where values grow more than twice the horizon times, with a radius beyond `1 - (1 - gamma) / 2` or, where the ends of rows
-are exits, `1 - 1 / 2T` if that is less, the fixed point is not taken. Rows that end in exits show T steps: what T rounds from 0
-give, the value of T steps, takes its place. Where they are no exits it is the fixed point with C multiplied by the bound over
-the radius, a lower discount. Elsewhere nothing is changed. (Ours. A ridge does not do that: A is not symmetric, and what is
-added to it may as well make it singular. In CartPole, features quadratic, 100 trajectories of at most 50 steps, one in
-fourteen fits is so, and the squared error of the doubly robust estimator falls from 22 to 0.03.)
+So where values grow more than twice the horizon times, with a radius beyond `1 - (1 - gamma) / 2` or, where the ends of
+rows are exits, `1 - 1 / 2T` if that is less, the fixed point is not taken. Rows that end in exits show T steps: what T
+rounds from 0 give, the value of T steps, takes its place. Where they are no exits it is the fixed point with C multiplied
+by the bound over the radius, a lower discount. Elsewhere nothing is changed. This safeguard is not from a paper. A ridge is
+no substitute: A is not symmetric, so adding to its diagonal can make it singular. (In CartPole, features quadratic, 100
+trajectories of at most 50 steps, one in fourteen fits has no such fixed point, and the squared error of the doubly robust
+estimator falls from 22 to 0.03.)
 
 In rounds the radius may be what makes values grow tenfold on the way, and C is lowered where it is more.
 """

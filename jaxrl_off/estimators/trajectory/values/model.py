@@ -91,7 +91,7 @@ def fit_model(
         `FittedModel`.
 
     Raises:
-        ValueError: for data that cannot be meant, or in which no step has a successor.
+        ValueError: for invalid data, or in which no step has a successor.
     """
     config = config or FittedModelConfig()
     with float64(trajectories, counts):
@@ -215,7 +215,7 @@ def model_values(
         `ActionValues`, the mean over members.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for invalid data or settings.
     """
     config = config or FittedModelConfig()
     _check(rollouts, None, discount)

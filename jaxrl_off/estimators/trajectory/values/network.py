@@ -134,7 +134,7 @@ def fit_network_q(
         `corrected.cross_fitted(lambda counts: fit_network_q(..., counts=counts).values, np.ones(n))`.
 
     Raises:
-        ValueError: for data that cannot be meant.
+        ValueError: for invalid data.
 
     Example:
         >>> from jaxrl_off.estimators.trajectory.columns.target_policy import target_actions
@@ -195,7 +195,7 @@ def network_values(
         `ActionValues`, the mean over members.
 
     Raises:
-        ValueError: for data that cannot be meant.
+        ValueError: for invalid data.
     """
     with float64(trajectories, target):
         without = trajectories._replace(rewards=np.zeros(jnp.shape(trajectories.rewards)))

@@ -81,7 +81,7 @@ def model_based(
         "zero" what is lost. NaN where I - gamma P_pi is singular, which takes a discount of 1.
 
     Raises:
-        ValueError: for data, a policy or settings that cannot be meant.
+        ValueError: for invalid data, a policy or settings.
 
     Example:
         >>> states, mask = np.array([[0, 1], [0, 0]]), np.array([[True, True], [True, False]])
@@ -119,7 +119,7 @@ def tabular_q(
         V(s), or with "zero" 0. Under `jax.jit` NaN in the place of the last error.
 
     Raises:
-        ValueError: for data or a policy that cannot be meant, or a state without a value (see `model_based`).
+        ValueError: for invalid data or a policy, or a state without a value (see `model_based`).
     """
     average = _model_method(unseen) is _average_model
     with float64(trajectories, target_policy, discount, counts):
@@ -150,7 +150,7 @@ def q_regression(trajectories: Trajectories, target_policy: Any, *, discount: fl
         `float64[S, A]`; 0 where there is no weight.
 
     Raises:
-        ValueError: for data or a policy that cannot be meant.
+        ValueError: for invalid data or a policy.
 
     Reference: Voloshin et al., COBS, `dm_regression.py`, which adds 1 to every weight and a ridge of 1. These are left
     out, as they pull Q to 0. The project's notes have the weight w_t; the code has gamma^t w_t, and is followed.
@@ -187,7 +187,7 @@ def mrdr(
         `float64[S, A]`; 0 where there is no weight, and where the target never acts so.
 
     Raises:
-        ValueError: for data or policies that cannot be meant.
+        ValueError: for invalid data or policies.
 
     Reference: Farajtabar, Chow and Ghavamzadeh, "More Robust Doubly Robust Off-policy Evaluation", ICML 2018, by way of
     COBS's `more_robust_doubly_robust.py`, whose additions of 1 to Omega and to the diagonal are left out.
@@ -214,7 +214,7 @@ def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> A
         `ActionValues`.
 
     Raises:
-        ValueError: for data, a policy or a table that cannot be meant.
+        ValueError: for invalid data, a policy or a table.
     """
     with float64(trajectories, q_table, target_policy):
         without = trajectories._replace(rewards=np.zeros(jnp.shape(trajectories.rewards)))

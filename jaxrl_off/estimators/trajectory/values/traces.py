@@ -21,8 +21,8 @@ of x_t on the left of LSTD-Q (see `linear_q`). Of state values, `V = x . theta` 
 Fixed points of all traces of Q are Q of the target where features can have it and data are plenty; traces decide what is
 lost where they cannot or are not, from the error of LSTD-Q (lambda 0) to the variance of long products. That of `vtrace` is V
 of a policy between the two, with probabilities `min(pi_b, pi_e)` up to a factor, and so biased; that of `td` is not.
-One-hot features of states give tables. Where the operator with a bounded trace (not `importance_sampling` and `td`) expands on
-the data, what `linear_systems` says is done.
+One-hot features of states give tables. If the operator is expansive on the data, the safeguard described in
+`linear_systems` applies (to bounded traces only, not to `importance_sampling` and `td`).
 
 Reference: Munos, Stepleton, Harutyunyan and Bellemare, "Safe and Efficient Off-Policy Reinforcement Learning", NeurIPS 2016.
 """
@@ -90,7 +90,7 @@ def fit_traces(
         value that does not look at the action, with which these are as unbiased as with any other.
 
     Raises:
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for invalid data or settings.
 
     Example:
         >>> import numpy as np
