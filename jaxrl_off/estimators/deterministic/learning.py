@@ -12,6 +12,7 @@ rate that falls to 0, takes out the scale.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.common import float64, is_concrete, named_options
+from jaxrl_off.estimators.common import did_you_mean, float64, is_concrete, named_options
 from jaxrl_off.estimators.deterministic.estimates import METHODS, evaluate
 from jaxrl_off.estimators.deterministic.gradients import GradientEstimate, estimate_gradient, restored
 from jaxrl_off.estimators.deterministic.nuisances import Nuisances, fit_action_gradient, fit_nuisances
@@ -31,7 +32,8 @@ from jaxrl_off.estimators.trajectory.statistics import Settings, resample_size, 
 from jaxrl_off.estimators.trajectory.steps import Steps, held
 from jaxrl_off.types import Array, PyTree, Trajectories
 
-OBJECTIVES = (*(name for name, method in METHODS.items() if method.valued), "deterministic_policy_gradient")
+PLUG_IN = "deterministic_policy_gradient"
+OBJECTIVES = (*(name for name, method in METHODS.items() if method.valued), PLUG_IN)
 
 
 class Learning(NamedTuple):
@@ -168,6 +170,7 @@ def _plugged_in(
     return estimate_gradient(lambda counts: counts @ terms / jnp.sum(counts), steps, log_weight, settings, size=size)
 
 
+@named_options
 def learn(
     trajectories: Trajectories,
     policy: Policy,
@@ -219,14 +222,17 @@ def learn(
         ValueError: for invalid arguments.
     """
     if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
+        hint = did_you_mean(str(objective), OBJECTIVES)
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.{hint}")
     if steps < 1 or refit < 1 or steps % refit:
         raise ValueError(
             f"steps must be a multiple of refit, both at least 1, got {steps} and {refit}: nuisances are fitted every {refit} "
             "steps."
         )
-    if self_normalised and objective == "deterministic_policy_gradient":
-        raise ValueError("self_normalised is of kernelised weights, and deterministic_policy_gradient has none.")
+    if self_normalised and objective == PLUG_IN:
+        raise ValueError(
+            "self_normalised divides kernelised weights, and deterministic_policy_gradient has none; leave it out."
+        )
     if not (behaviour_at_target is None or callable(behaviour_at_target)):
         raise ValueError(FIXED_DENSITY)
     if is_concrete(learning_rate) and not learning_rate > 0:
@@ -250,6 +256,94 @@ def learn(
         )
 
 
+class _Problem(NamedTuple):
+    """What stays as it is while a policy is learned."""
+
+    trajectories: Trajectories
+    smoothing: Smoothing
+    model: LinearSieve | NetworkRegression
+    discount: Array
+    counts: Array
+    policy: Policy
+    density: LogDensity | None
+    largest_ratio: float | None
+    task: _Task
+
+    def fit(self, theta: PyTree) -> Nuisances:
+        """Nuisances of a policy; networks with derivatives, which do not pass through their fit."""
+        return fit_nuisances(
+            self.trajectories,
+            self.policy,
+            theta,
+            self.smoothing,
+            self.model,
+            behaviour_at_target=self.density,
+            folds=self.task.folds,
+            seed=self.task.seed,
+            gradient=isinstance(self.model, NetworkRegression) and self.task.objective != PLUG_IN,
+            largest_ratio=self.largest_ratio,
+            discount=self.discount,
+            counts=self.counts,
+        )
+
+    def slopes(self, theta: PyTree) -> Array:
+        """Slopes of the fitted q in the action."""
+        return fit_action_gradient(
+            self.trajectories,
+            self.policy,
+            theta,
+            self.smoothing,
+            self.model,
+            folds=self.task.folds,
+            seed=self.task.seed,
+            discount=self.discount,
+            counts=self.counts,
+        )
+
+    def value(self, theta: PyTree, nuisances: Nuisances) -> Array:
+        """The estimate that is reported: the objective, or of the plug-in gradient the direct method."""
+        return evaluate(
+            "direct_method" if self.task.objective == PLUG_IN else self.task.objective,
+            self.trajectories,
+            self.policy,
+            theta,
+            self.smoothing,
+            nuisances,
+            self_normalised=self.task.self_normalised,
+            behaviour_at_target=self.density,
+            discount=self.discount,
+            counts=self.counts,
+        ).value
+
+    def plug_in_gradient(self, theta: PyTree, slopes: Array, nuisances: Nuisances) -> PyTree:
+        """`deterministic_policy_gradient` of a policy by slopes and nuisances that were fitted for one near it."""
+        data = dict(discount=self.discount, counts=self.counts)
+        return deterministic_policy_gradient(self.trajectories, self.policy, theta, slopes, nuisances, **data).value
+
+
+_Gradient = Callable[[PyTree], tuple[Array, PyTree]]
+
+
+def _plug_in(problem: _Problem, start: PyTree) -> _Gradient:
+    """`theta -> (value, gradient)` near the parameters that nuisances are fitted for."""
+    found, slopes = problem.fit(start), problem.slopes(start)
+    value = problem.value(start, found)
+    return lambda theta: (value, problem.plug_in_gradient(theta, slopes, found))
+
+
+def _through_the_fit(problem: _Problem, start: PyTree) -> _Gradient:
+    """The same for an objective with a value: nuisances are expanded to first order about where they are fitted."""
+    if problem.task.objective == "cumulative_importance_sampling":  # it has none
+        return jax.value_and_grad(lambda theta: problem.value(theta, Nuisances()))
+    found, change = jax.linearize(problem.fit, start)
+
+    def objective(theta: PyTree) -> Array:
+        moved = jax.tree.map(jnp.subtract, theta, start)
+        return problem.value(theta, jax.tree.map(jnp.add, found, change(moved)))
+
+    return jax.value_and_grad(objective)
+
+
 @functools.partial(jax.jit, static_argnames=("policy", "density", "task", "largest_ratio"))
 def _learn(
     trajectories: Trajectories,
@@ -265,57 +359,22 @@ def _learn(
     task: _Task,
     largest_ratio: float | None,
 ) -> Learning:
+    problem = _Problem(trajectories, smoothing, model, discount, counts, policy, density, largest_ratio, task)
+    gradient_near = _plug_in if task.objective == PLUG_IN else _through_the_fit
     optimiser = optax.adam(lambda count: rate * (1.0 - count / task.steps))
-    plug_in = task.objective == "deterministic_policy_gradient"
-    method = "direct_method" if plug_in else task.objective
-    data = dict(discount=discount, counts=counts)
-    fitting = dict(folds=task.folds, seed=task.seed, **data)
 
-    def fit(theta: PyTree) -> Nuisances:
-        derived = isinstance(model, NetworkRegression) and not plug_in
-        options = dict(behaviour_at_target=density, largest_ratio=largest_ratio, gradient=derived)
-        return fit_nuisances(trajectories, policy, theta, smoothing, model, **options, **fitting)
+    def block(carry: tuple[PyTree, PyTree], _: None) -> tuple[Any, Any]:
+        """Steps between two fits of the nuisances."""
+        value_and_gradient = gradient_near(problem, carry[0])
 
-    def value_of(theta: PyTree, nuisances: Nuisances) -> Array:
-        options = dict(self_normalised=task.self_normalised, behaviour_at_target=density)
-        return evaluate(method, trajectories, policy, theta, smoothing, nuisances, **options, **data).value
-
-    def ascended(carry: Any, value: Array, gradient: PyTree) -> tuple[Any, tuple[PyTree, Array, Array]]:
-        theta, state = carry
-        norm = optax.global_norm(gradient)
-        updates, moved = optimiser.update(jax.tree.map(jnp.negative, gradient), state, theta)
-        after = jax.tree.map(
-            lambda new, old: jnp.where(jnp.isfinite(norm), new, old),
-            (optax.apply_updates(theta, updates), moved),
-            carry,
-        )
-        return after, (theta, value, norm)
-
-    def block(carry: Any, _: None) -> tuple[Any, Any]:
-        start = carry[0]
-        if plug_in:
-            found = fit(start)
-            slopes = fit_action_gradient(trajectories, policy, start, smoothing, model, **fitting)
-            value = value_of(start, found)
-
-            def step(carry: Any, _: None) -> tuple[Any, Any]:
-                options = dict(action_gradient=slopes, nuisances=found)
-                return ascended(
-                    carry, value, deterministic_policy_gradient(trajectories, policy, carry[0], **options, **data).value
-                )
-
-        else:
-            if task.objective == "cumulative_importance_sampling":
-                found, change = Nuisances(), lambda _: Nuisances()  # it has none
-            else:
-                found, change = jax.linearize(fit, start)
-
-            def step(carry: Any, _: None) -> tuple[Any, Any]:
-                def objective(theta: PyTree) -> Array:
-                    moved = jax.tree.map(jnp.subtract, theta, start)
-                    return value_of(theta, jax.tree.map(jnp.add, found, change(moved)))
-
-                return ascended(carry, *jax.value_and_grad(objective)(carry[0]))
+        def step(carry: tuple[PyTree, PyTree], _: None) -> tuple[Any, tuple[PyTree, Array, Array]]:
+            theta, state = carry
+            value, gradient = value_and_gradient(theta)
+            norm = optax.global_norm(gradient)
+            updates, moved = optimiser.update(jax.tree.map(jnp.negative, gradient), state, theta)
+            after = optax.apply_updates(theta, updates), moved
+            after = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(norm), new, old), after, carry)
+            return after, (theta, value, norm)
 
         return jax.lax.scan(step, carry, None, length=task.refit)
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_off.estimators.common import float64, is_concrete
+from jaxrl_off.estimators.common import float64, is_concrete, named_options
 from jaxrl_off.estimators.deterministic.ratios import Policy, Ratios, behaves, ratios_of
 from jaxrl_off.estimators.deterministic.recursions import (
     Step,
@@ -122,6 +122,7 @@ def given_nuisances(
         return Nuisances(**found, **{f"{name}_gradient": slope for name, slope in slopes.items()})
 
 
+@named_options
 def fit_nuisances(
     trajectories: Trajectories,
     policy: Policy,
@@ -192,6 +193,7 @@ def fit_nuisances(
         )
 
 
+@named_options
 def fit_action_gradient(
     trajectories: Trajectories,
     policy: Policy,
@@ -223,13 +225,13 @@ def fit_action_gradient(
     Raises:
         ValueError: as `fit_nuisances`.
     """
-    found, scale = _fit_derivatives(
-        (trajectories, policy, parameters, smoothing, model), folds, seed, discount, counts, order=1
-    )
+    data = dict(discount=discount, counts=counts)
+    found, scale = _fit_derivatives(trajectories, policy, parameters, smoothing, model, folds, seed, order=1, **data)
     with float64(found):
         return found / scale
 
 
+@named_options
 def fit_curvature(
     trajectories: Trajectories,
     policy: Policy,
@@ -261,16 +263,24 @@ def fit_curvature(
     Raises:
         ValueError: as `fit_nuisances`.
     """
-    return _fit_derivatives(
-        (trajectories, policy, parameters, smoothing, model), folds, seed, discount, counts, order=2
-    )[0]
+    data = dict(discount=discount, counts=counts)
+    return _fit_derivatives(trajectories, policy, parameters, smoothing, model, folds, seed, order=2, **data)[0]
 
 
 def _fit_derivatives(
-    given: tuple[Any, ...], folds: int, seed: int, discount: float, counts: Any, *, order: int
+    trajectories: Trajectories,
+    policy: Policy,
+    parameters: PyTree,
+    smoothing: Smoothing,
+    model: LinearSieve | NetworkRegression | None,
+    folds: int,
+    seed: int,
+    *,
+    discount: float,
+    counts: Any,
+    order: int,
 ) -> tuple[Array, Array]:
     """Derivatives of q in the action at the target, in units of the scale, and that scale."""
-    trajectories, policy, parameters, smoothing, model = given
     model = LinearSieve() if model is None else model
     with float64(trajectories, parameters, smoothing, counts, model):
         # q needs no ratios

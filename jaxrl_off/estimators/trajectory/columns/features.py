@@ -86,9 +86,7 @@ def state_columns(transitions: Transitions, features: str | Callable[..., Array]
 
 def _check_finite(*columns: Array) -> None:
     if is_concrete(columns) and not all(bool(jnp.all(jnp.isfinite(x))) for x in columns):
-        raise ValueError(
-            "features must be finite in all steps and for all that the target may do; fix the function."
-        )
+        raise ValueError("features must be finite in all steps and for all that the target may do; fix the function.")
 
 
 def _function_of(
