@@ -105,8 +105,55 @@ RULES: tuple[Rule, ...] = (
         ("unconverged", "initial_error_left"),
         lambda d: d["unconverged"] > 0.0,
         lambda d: (
-            f"The fit has not converged ({_short(100.0 * d['initial_error_left'])} % of its initial error is left): raise the "
-            "number of updates; until then the value is biased, and the interval does not show it."
+            f"The fit has not converged ({_short(100.0 * d['initial_error_left'])} % of its initial error is left"
+            + (
+                f", and by the Bellman equations the value would still change by about {_short(d['bellman_error'])}"
+                if "bellman_error" in d
+                else ""
+            )
+            + "): raise the number of updates. Until then the value is biased; neither the interval nor an ensemble that agrees "
+            "shows it."
+        ),
+    ),
+    Rule(
+        ("unconverged", "still_falling"),
+        lambda d: d["unconverged"] > 0.0,
+        lambda d: (
+            "The fit has not converged: its loss was still falling when the updates ended. Raise the number of updates; until "
+            "then the value is biased, and the interval does not show it."
+        ),
+    ),
+    Rule(
+        ("unconverged", "flow_residual"),
+        lambda d: d["unconverged"] > 0.0,
+        lambda d: (
+            f"The fitted occupancy does not satisfy its flow equations (residual {_short(d['flow_residual'])}, 0 if it did): "
+            "raise the number of updates or the size of the networks; neither the interval nor an ensemble that agrees shows it."
+        ),
+    ),
+    Rule(
+        ("settled", "spectral_radius"),
+        lambda d: d["settled"] == 0.0,
+        lambda d: (
+            "Rounds of fitted Q-evaluation do not converge on these data (spectral radius "
+            f"{_short(d['spectral_radius'])}): the value is that of finitely many rounds or of a lower discount, and biased. Use "
+            "fewer features, or more data."
+        ),
+    ),
+    Rule(
+        ("unsettled",),
+        lambda d: d["unsettled"] > 0.0,
+        lambda d: (
+            f"The constraint that ratios are not negative is not met exactly (wrong for {_short(d['unsettled'])} pairs): the "
+            "solver stopped before it settled."
+        ),
+    ),
+    Rule(
+        ("fit_in_error",),
+        lambda d: d["fit_in_error"] == 0.0,
+        lambda d: (
+            "The standard error and the interval do not include the error of the fit, and are too small. Use members of a "
+            "bootstrap, or correct the fit with the doubly robust estimator."
         ),
     ),
     Rule(

@@ -14,7 +14,8 @@ from jaxrl_off.estimators.trajectory.occupancy import network as occupancy
 from jaxrl_off.estimators.trajectory.values import model, network, tabular
 from jaxrl_off.estimators.trajectory.values.fitting_model import still_falling
 from jaxrl_off.estimators.trajectory.values.fitting_q import rate_for
-from jaxrl_off.types import Trajectories
+from jaxrl_off.estimators.warnings import warnings_of
+from jaxrl_off.types import Estimate, Trajectories
 
 N, T, DISCOUNT = 50, 10, 0.99
 SMALL = network.FittedQConfig(sizes=(8,), updates=600, batch_size=64, members=2)
@@ -69,6 +70,9 @@ def test_values_that_differ_by_state_converge_by_default_and_too_slow_a_target_i
     found, slow = (evaluated(signs, target, config) for config in (SMALL, SLOW))
     np.testing.assert_allclose(found.value, truth.value, rtol=0.02)
     assert found.diagnostics["unconverged"] == 0.0
+    assert not any("converged" in sentence for sentence in warnings_of(found))
+    assert any("not converged (97 % of its initial error is left" in sentence for sentence in warnings_of(slow))
+    assert any("do not include the error of the fit" in sentence for sentence in warnings_of(slow))
     # the formula: (1 - gamma) r U
     np.testing.assert_allclose(slow.diagnostics["initial_error_left"], np.exp(-0.01 * 0.005 * 600), rtol=1e-6)
     assert slow.diagnostics["unconverged"] == 1.0
@@ -120,18 +124,27 @@ def test_a_model_that_still_learns_is_reported(signs):
         return jnp.zeros(len(observation), jnp.int32)
 
     short, long = (
-        model.model_based(signs, policy, jax.random.key(0), config, num_actions=2, rollouts=1).diagnostics
+        model.model_based(signs, policy, jax.random.key(0), config, num_actions=2, rollouts=1)
         for config in (brief.replace(learning_rate=1e-2), brief.replace(updates=2000, learning_rate=1e-2))
     )
-    assert short["unconverged"] == 1.0
-    assert short["still_falling"] > 0.05 > long["still_falling"]
-    assert long["unconverged"] == 0.0
+    assert short.diagnostics["unconverged"] == 1.0
+    assert short.diagnostics["still_falling"] > 0.05 > long.diagnostics["still_falling"]
+    assert long.diagnostics["unconverged"] == 0.0
+    assert any("loss was still falling" in sentence for sentence in warnings_of(short))
+    assert not any("converged" in sentence for sentence in warnings_of(long))
 
 
 def test_an_occupancy_that_does_not_solve_its_equations_is_reported(signs):
     config = occupancy.OccupancyConfig(sizes=(8,), members=2, updates=2, batch_size=32, features=16)
     options = dict(discount=DISCOUNT, horizon_exit=False)
     other = target_actions(signs, np.broadcast_to([1.0, 0.0], (N, T + 1, 2)))
-    found = occupancy.minimax_weight(signs, other, jax.random.key(0), config, **options).diagnostics
-    assert found["flow_residual"] > 0.1
-    assert found["unconverged"] == 1.0
+    found = occupancy.minimax_weight(signs, other, jax.random.key(0), config, **options)
+    assert found.diagnostics["flow_residual"] > 0.1
+    assert found.diagnostics["unconverged"] == 1.0
+    assert any("does not satisfy its flow equations" in sentence for sentence in warnings_of(found))
+
+
+def test_rounds_that_do_not_converge_are_reported():
+    numbers = {"settled": 0.0, "spectral_radius": 1.3}
+    assert "spectral radius 1.3" in warnings_of(Estimate(1.0, 0.1, None, None, 20.0, numbers))[0]
+    assert warnings_of(Estimate(1.0, 0.1, None, None, 20.0, numbers | {"settled": 1.0})) == ()
