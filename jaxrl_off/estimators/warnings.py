@@ -111,8 +111,8 @@ RULES: tuple[Rule, ...] = (
                 if "bellman_error" in d
                 else ""
             )
-            + "): raise the number of updates. Until then the value is biased; neither the interval nor an ensemble that agrees "
-            "shows it."
+            + "): raise the number of updates. Until then the value is biased, which neither the interval nor the agreement of an "
+            "ensemble shows."
         ),
     ),
     Rule(
@@ -128,7 +128,8 @@ RULES: tuple[Rule, ...] = (
         lambda d: d["unconverged"] > 0.0,
         lambda d: (
             f"The fitted occupancy does not satisfy its flow equations (residual {_short(d['flow_residual'])}, 0 if it did): "
-            "raise the number of updates or the size of the networks; neither the interval nor an ensemble that agrees shows it."
+            "raise the number of updates or the size of the networks. Neither the interval nor the agreement of an ensemble shows "
+            "this."
         ),
     ),
     Rule(
@@ -136,8 +137,8 @@ RULES: tuple[Rule, ...] = (
         lambda d: d["settled"] == 0.0,
         lambda d: (
             "Rounds of fitted Q-evaluation do not converge on these data (spectral radius "
-            f"{_short(d['spectral_radius'])}): the value is that of finitely many rounds or of a lower discount, and biased. Use "
-            "fewer features, or more data."
+            f"{_short(d['spectral_radius'])}): the value is that of finitely many rounds or of a lower discount, and biased. "
+            "Use fewer features, or more data."
         ),
     ),
     Rule(
