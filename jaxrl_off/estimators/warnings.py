@@ -111,8 +111,8 @@ RULES: tuple[Rule, ...] = (
                 if "bellman_error" in d
                 else ""
             )
-            + "): raise the number of updates. Until then the value is biased, which neither the interval nor the agreement of an "
-            "ensemble shows."
+            + "): raise the number of updates. Until then the value is biased, which neither the interval nor the agreement of "
+            "an ensemble shows."
         ),
     ),
     Rule(
@@ -128,8 +128,8 @@ RULES: tuple[Rule, ...] = (
         lambda d: d["unconverged"] > 0.0,
         lambda d: (
             f"The fitted occupancy does not satisfy its flow equations (residual {_short(d['flow_residual'])}, 0 if it did): "
-            "raise the number of updates or the size of the networks. Neither the interval nor the agreement of an ensemble shows "
-            "this."
+            "raise the number of updates or the size of the networks. Neither the interval nor the agreement of an ensemble "
+            "shows this."
         ),
     ),
     Rule(
