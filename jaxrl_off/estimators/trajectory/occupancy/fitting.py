@@ -1,4 +1,4 @@
-"""How `network_occupancy` fits its networks: functions of float32 that know nothing of trajectories."""
+"""How `occupancy.network` fits its networks: functions of float32 that know nothing of trajectories."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class OccupancyConfig:
 
 
 class Lagrangian(NamedTuple):
-    """A method's terms; see `tabular_occupancy`."""
+    """A method's terms; see `occupancy.tabular`."""
 
     alpha_nu: float
     alpha_zeta: float

@@ -1,6 +1,6 @@
-"""Occupancy ratios that are linear in given features: what `tabular_occupancy` does with tables, in closed form.
+"""Occupancy ratios that are linear in given features: what `occupancy.tabular` does with tables, in closed form.
 
-With `nu(s, a) = u . phi(s, a)` and `zeta(s, a) = w . phi(s, a)` the Lagrangian of `tabular_occupancy` is quadratic in u
+With `nu(s, a) = u . phi(s, a)` and `zeta(s, a) = w . phi(s, a)` the Lagrangian of `occupancy.tabular` is quadratic in u
 and w. E_D is the mean over steps, c is 0 before an exit and else 1, `phi(s, pi) = sum_a pi_e(a|s) phi(s, a)`, and
 
     M = E_D[phi (phi - gamma c phi(s', pi))^T],    b = (1 - gamma) E phi(s_0, pi),    G = E_D[phi phi^T],
@@ -15,9 +15,9 @@ where g are the flow equations, one a feature. The estimate is `E_D[zeta r] / (1
 | `gen_dice` | `argmin g^T G^-1 g`, E_D[m zeta] = 1 |
 
 Features that the data do not tell apart are joined: w is in the range of G, and so is, but for `dual_dice`, u. With
-one-hot features of states the values are those of `tabular_occupancy`, also where pairs are unseen. As long as no
+one-hot features of states the values are those of `occupancy.tabular`, also where pairs are unseen. As long as no
 function of the features is 0 on all data, M is regular, `minimax_weight` and `dual_dice` have one w, and
-`minimax_weight` has the value of LSTD-Q (`linear_q`, without a ridge) and of minimax Q learning with the same features,
+`minimax_weight` has the value of LSTD-Q (`values.linear`, without a ridge) and of minimax Q learning with the same features,
 `b . M^-1 E_D[phi r] / (1 - gamma)`: either's solution is the other's test function.
 
 zeta >= 0 is a constraint for every step that was made, and has no closed form. `gen_dice` does without it, and
@@ -89,7 +89,7 @@ def minimax_weight(
     Args:
         trajectories: as in `transitions`; behaviour probabilities are not needed.
         target: of `target_policy.target_actions`.
-        features: as in `linear_q.fit_linear_q`: "linear", "quadratic" or a function. Let a constant be in their span, as
+        features: as in `values.linear.fit_linear_q`: "linear", "quadratic" or a function. Let a constant be in their span, as
             it is in that of the named ones: then E_D[m zeta] = 1.
         discount: gamma in [0, 1).
         counts: `float[n]`, how often each trajectory counts, or None for once.
@@ -218,7 +218,7 @@ def density_ratio(
     """The ratio that a method finds, at all steps.
 
     Args:
-        trajectories: as in `minimax_weight`. Those that count 0 get ratios, too, so that `corrected.cross_fitted` may
+        trajectories: as in `minimax_weight`. Those that count 0 get ratios, too, so that `trajectory.cross_fitted` may
             fit to some and predict for others.
         target: as there.
         features: as there.

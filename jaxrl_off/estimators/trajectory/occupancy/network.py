@@ -1,11 +1,11 @@
-"""Occupancy ratios that are neural networks: what `tabular_occupancy` does with tables, by stochastic gradients.
+"""Occupancy ratios that are neural networks: what `occupancy.tabular` does with tables, by stochastic gradients.
 
 zeta is a network with values of 0 or more (`(1 + x)^2`), but for `dual_dice`, where it is `1 + x`. The saddle point
 
     (1 - gamma) E[nu(s_0, pi)] + lambda (1 - E_D[m zeta]) + E_D[zeta (a_R r + gamma c nu(s', pi) - nu)]
         + a_nu E_D nu^2 / 2 - a_zeta E_D zeta^2 / 2
 
-of `tabular_occupancy`, whose table of methods holds here as well, is looked for with two networks and by simultaneous
+of `occupancy.tabular`, whose table of methods holds here as well, is looked for with two networks and by simultaneous
 steps of Adam, nu and lambda downwards, zeta upwards; c is 0 before an exit, m as there. Rewards are divided by their
 root mean square, which changes nu, but not the zeta of the saddle point. f is `x^2 / 2`, the default of dice_rl's
 `run_neural_dice.py`, from which are also the square in zeta, gradients cut at 1 in every entry, and the two layers of 64
@@ -23,8 +23,8 @@ A network satisfies the flow equations only approximately. The normalisation `E_
 process, is therefore enforced exactly by dividing. `diagnostics["flow_residual"]` says how far the equations are from
 holding, and `unconverged` is 1 if it is above 0.1: members of an ensemble that agree say nothing of this. The ratio is the
 mean of those of an ensemble. Estimates from it have the standard error of the trajectories given zeta;
-`diagnostics["member_spread"]` says how far networks agree, and `corrected.cross_fitted` with
-`corrected.double_reinforcement_learning` gives an estimate that allows for the fit.
+`diagnostics["member_spread"]` says how far networks agree, and `trajectory.cross_fitted` with
+`trajectory.double_reinforcement_learning` gives an estimate that allows for the fit.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def density_ratio(
     counts: Any = None,
     horizon_exit: bool = True,
 ) -> OccupancyRatio:
-    """The ratio that a method finds, at all steps, also of trajectories that count 0, as `corrected.cross_fitted` needs.
+    """The ratio that a method finds, at all steps, also of trajectories that count 0, as `trajectory.cross_fitted` needs.
 
     Args:
         trajectories: as in `minimax_weight`.
@@ -92,7 +92,7 @@ def density_ratio(
 
 
 class _Fitted(NamedTuple):
-    """What `tabular_steps.run` is given: zeta `[n, T]`, divided, m, and what to tell."""
+    """What `statistics.run` is given: zeta `[n, T]`, divided, m, and what to tell."""
 
     steps: Steps
     zeta: Array

@@ -18,7 +18,7 @@ class OccupancyRatio(NamedTuple):
         ratio: `float64[n, T]`, zeta(s_t, a_t), divided by what the method's estimate is divided by: the value of the
             method is the mean of `ratio r` over the steps, divided by 1 - gamma.
         marginal_ratio: `float64[n, T]`, `mu_t = gamma^-t zeta_t N / ((1 - gamma) L)` with N trajectories and L steps in
-            all: the value is `mean_i sum_t gamma^t mu_t r_t`, and `corrected.double_reinforcement_learning` with mu, q
+            all: the value is `mean_i sum_t gamma^t mu_t r_t`, and `trajectory.double_reinforcement_learning` with mu, q
             and v is that of the discounted occupancy, `E v(s_0) + E_D[zeta (r + gamma v(s') - q)] / (1 - gamma)`, if
             rows end in exits (it has no v of what follows a row). It refuses negative ratios.
     """

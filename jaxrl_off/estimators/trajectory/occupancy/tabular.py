@@ -1,6 +1,6 @@
 """Estimators that weight rewards by where the target policy would be: marginalised importance sampling, DICE in tables.
 
-`tabular_steps` says what trajectories and policies look like, and what the end of a row means.
+`columns.tables` says what trajectories and policies look like, and what the end of a row means.
 
 `marginalised_is` weights by the target's state marginals of every step. The others look for the ratio
 `zeta(s, a) = d(s, a) / D(s, a)` of the target's discounted occupancy, `(1 - gamma) sum_t gamma^t Pr(s_t = s, a_t = a)`,
@@ -82,7 +82,7 @@ def marginalised_is(
     The value is that of returns within the horizon: the end of a row is an exit, whatever it was.
 
     Args:
-        trajectories: as in `tabular_steps`, with behaviour log-probabilities.
+        trajectories: as in `columns.tables`, with behaviour log-probabilities.
         target_policy: `float[S, A]`, pi_e(a|s).
         target_log_prob: `float[n, T]`, log pi_e(a_t|s_t), or None for that of the table. Give it where states are cells of
             an abstraction, within which pi_e varies; of the table nothing but S is looked at then, and actions are not.
@@ -136,7 +136,7 @@ def minimax_weight(
     Takes a solve of size S, and has the value of `tabular.model_based` with `unseen="zero"`.
 
     Args:
-        trajectories: as in `tabular_steps`; behaviour probabilities are not needed.
+        trajectories: as in `columns.tables`; behaviour probabilities are not needed.
         target_policy: `float[S, A]`, pi_e(a|s).
         discount: gamma in [0, 1).
         counts: `float[n]`, how often each trajectory counts, or None for once.

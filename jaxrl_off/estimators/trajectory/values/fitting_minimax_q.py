@@ -1,4 +1,4 @@
-"""How `fitted_q` fits networks by minimax Q learning: functions of float32 that know nothing of trajectories."""
+"""How `values.network` fits networks by minimax Q learning: functions of float32 that know nothing of trajectories."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def learn_minimax(flat: FlatTransitions, config: MinimaxQConfig, key: Array, pol
         parameters = network.init(init_key, jnp.zeros((1, input_size(flat.observation, flat.action))))
 
         def equations(parameters: PyTree, index: Array) -> Array:
-            """`g` of `fitted_q`, of some steps."""
+            """`g` of `values.network`, of some steps."""
             state, action, point, reward, following, continues = (x[index] for x in columns)
             candidates = jax.tree.map(lambda x: x[index], next_target)
             goal = reward + continues * expected_value(network, parameters, following, candidates)

@@ -1,4 +1,4 @@
-"""The networks of `fitted_model`, how they learn, and roll-outs in them: functions of float32."""
+"""The networks of `values.model`, how they learn, and roll-outs in them: functions of float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `fitted_q` fits its networks and asks them for values: functions of float32 that know nothing of trajectories."""
+"""How `values.network` fits its networks and asks them for values: functions of float32 that know nothing of trajectories."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def fit_linear_q(
         trajectories: n of them; with behaviour log-probabilities for `q_regression`, and `mrdr` of continuous actions.
         target: of `target_policy.target_actions`.
         method: one of `METHODS`.
-        features: as in `linear_features.linear_columns`: "linear", "quadratic" or a function.
+        features: as in `columns.features.linear_columns`: "linear", "quadratic" or a function.
         ridge: factor of the squares of parameters beside the mean over steps of the squared errors. Features that never
             occur have a parameter of 0 also without it.
         target_log_prob: `float[n, T]`, log pi_e(a_t|s_t), for `q_regression` and `mrdr` with continuous actions; that of
@@ -95,8 +95,8 @@ def fit_linear_q(
         horizon_exit: what the end of a row means; see `transitions`. Returns of the other methods end where rows end.
 
     Returns:
-        `LinearQ`, whose values `corrected.doubly_robust` and its kin take; for cross-fitting
-        `corrected.cross_fitted(lambda counts: fit_linear_q(..., counts=counts).values, np.ones(n))`.
+        `LinearQ`, whose values `doubly_robust` and its kin take; for cross-fitting
+        `trajectory.cross_fitted(lambda counts: fit_linear_q(..., counts=counts).values, np.ones(n))`.
 
     Raises:
         ValueError: for invalid data or settings.

@@ -209,7 +209,7 @@ def evaluated(
     rounds: int | None = None,
     backward: bool = False,
 ) -> Estimate:
-    """The `Estimate` of `mean_i start_i . theta`, of `solved` or, backward, `recursed`; see `linear_q.linear_q_evaluation`."""
+    """The `Estimate` of `mean_i start_i . theta`, of `solved` or, backward, `recursed`; see `linear_q_evaluation`."""
     moments_of = _moment_function(rows)
     whole = moments_of(steps.counts)
     system = _system(whole, ridge)

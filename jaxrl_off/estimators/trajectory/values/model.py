@@ -10,7 +10,7 @@ The target is played from the first states of the trajectories, in each member, 
 unless another is given (COBS stops after 25 steps, whatever the data's horizon). Successors are drawn, and a state
 that is farther from the box of the data than half of its width is put back there; the mean reward is kept within the range
 of logged rewards. Ends are not drawn: rewards count with the probability that the roll-out has come to them. So values
-are returns within the horizon, those that the estimators in `weighted` judge.
+are returns within the horizon, those that the estimators in `weights.importance` judge.
 
 Reference: Chua, Calandra, McAllister and Levine, "Deep Reinforcement Learning in a Handful of Trials using Probabilistic
 Dynamics Models", NeurIPS 2018, for the ensemble of Gaussian networks; heads for rewards and ends are as usual since.
@@ -149,7 +149,7 @@ def model_based(
         floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
-        An `Estimate`: `corrected.direct_method` on the model's values, whose standard error is that of first states and
+        An `Estimate`: `trajectory.direct_method` on the model's values, whose standard error is that of first states and
         roll-outs alone, and too small, as the fit's is not in it. Diagnostics also `member_deviation`, the standard
         deviation of members' values, each with its own weights of trajectories, first states included, which is an
         estimate of the whole standard error where members are many (10 or more) and networks fit well; `outside`, the
@@ -200,7 +200,7 @@ def model_values(
     """Action values of the target along trajectories, by roll-outs from every state: cost `n T^2 rollouts` steps, twice.
 
     q and v at step t are returns within the horizon, of the T - t steps that are left, and noisy; noise of mean 0 leaves
-    `corrected.doubly_robust` unbiased.
+    `doubly_robust` unbiased.
 
     Args:
         model: of `fit_model`.

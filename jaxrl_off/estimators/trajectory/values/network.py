@@ -14,7 +14,7 @@ over functions of a reproducing kernel Hilbert space with `E_D f^2 + e |f|^2 <= 
 `g = (E_D[phi phi^T] + e I)^-1/2 E_D[phi (r + gamma Q' - Q)]` (see `kernel_features`). E_D f^2 makes all that the data tell
 apart count alike; in the unit ball of the paper, e alone, what the kernel has little of (the difference between two actions,
 say) takes ten times as many updates. Gradients are unbiased, as the two factors of `g . g` come from
-minibatches of their own. It is the mirror image of `network_occupancy.minimax_weight`, in which zeta is a network and Q
+minibatches of their own. It is the mirror image of `occupancy.network.minimax_weight`, in which zeta is a network and Q
 in the unit ball.
 
 All updates are one compiled program; members of an ensemble and target policies are batched in it. Policies share minibatches
@@ -130,8 +130,8 @@ def fit_network_q(
         horizon_exit: what the end of a row means; see `transitions`.
 
     Returns:
-        `FittedQ`, whose values `corrected.doubly_robust` and its kin take; for cross-fitting
-        `corrected.cross_fitted(lambda counts: fit_network_q(..., counts=counts).values, np.ones(n))`.
+        `FittedQ`, whose values `doubly_robust` and its kin take; for cross-fitting
+        `trajectory.cross_fitted(lambda counts: fit_network_q(..., counts=counts).values, np.ones(n))`.
 
     Raises:
         ValueError: for invalid data.
@@ -232,7 +232,7 @@ def fitted_q_evaluation(
         floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
     Returns:
-        An `Estimate`; of P policies with a leading axis. Without `config.bootstrap` it is `corrected.direct_method` on the
+        An `Estimate`; of P policies with a leading axis. Without `config.bootstrap` it is `trajectory.direct_method` on the
         fit: its standard error is that of the initial states alone, and too small, as the fit's is not in it. With
         `bootstrap` the standard error is the deviation of members, each with its own trajectories, and the interval is
         Student's t, or the normal one, with it; ten members or more are needed for that, and `resamples` is not looked at.

@@ -1,6 +1,6 @@
 """Models by counting, and tables of action values, from trajectories with finitely many states and actions.
 
-`tabular_steps` says what trajectories and policies look like, and what the end of a row means. Sums run over steps;
+`columns.tables` says what trajectories and policies look like, and what the end of a row means. Sums run over steps;
 `N(s, a)` is how often a pair was seen, `eta(s)` the share of trajectories that begin in s, and `w_t` is the product of
 the ratios up to step t.
 
@@ -10,7 +10,7 @@ the ratios up to step t.
 | `tabular_q` | Q of that model, the fixed point of fitted Q-evaluation |
 | `q_regression` | Q from importance-weighted returns, as in COBS |
 | `mrdr` | the Q that makes the variance of the doubly robust estimator least (Farajtabar et al., ICML 2018) |
-| `values_on` | Q and V along trajectories, for the estimators in `corrected` |
+| `values_on` | Q and V along trajectories, for the estimators in `weights.doubly_robust` |
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def model_based(
     `P_pi(s, s') = sum_a pi_e(a|s) N(s, a, s') / N(s, a)`, with exits as missing mass, and
     `r_pi(s) = sum_a pi_e(a|s) r(s, a)`, r(s, a) the mean reward of a pair. Consistent where states are Markov, whoever
     acted: behaviour probabilities are not needed. Tabular fitted Q-evaluation and LSTD-Q have the same value, and, if
-    nothing is unseen, so have `tabular_occupancy.minimax_weight` and, with the empirical behaviour policy and counts
+    nothing is unseen, so have `occupancy.tabular.minimax_weight` and, with the empirical behaviour policy and counts
     that are not discounted, STAR with every state its own abstract one and the last ratio alone.
 
     Args:
-        trajectories: n of them, as in `tabular_steps`.
+        trajectories: n of them, as in `columns.tables`.
         target_policy: `float[S, A]`, pi_e(a|s).
         discount: gamma in [0, 1]. 1 needs that the target gets to an exit from wherever it gets.
         counts: `float[n]`, how often each trajectory counts, or None for once.
-        horizon_exit: what the end of a row means; see `tabular_steps`.
+        horizon_exit: what the end of a row means; see `columns.tables`.
         unseen: what a pair is worth that the target may take and the data lack. "average": what the seen actions of its
             state are on average under the target, which renormalises the target on these; "zero": nothing, and nothing
             follows, as in COBS and DICE. A state without any seen action is worth 0 either way.
@@ -168,7 +168,7 @@ def mrdr(
     discount: float = 1.0,
     counts: Any = None,
 ) -> Array:
-    """The Q of the more robust doubly robust estimator: it makes the variance of `corrected.doubly_robust` least.
+    """The Q of the more robust doubly robust estimator: it makes the variance of `doubly_robust` least.
 
     It minimises `sum_i sum_t k_t y_t^T Omega y_t` with `k_t = gamma^2t w_{t-1}^2 rho_t`,
     `y_t = D Q(s_t, .) - R_t e_{a_t}`, `D = diag(pi_e(.|s_t))`, `Omega = diag(1 / pi_b(.|s_t)) - 1 1^T`, and R_t as in
@@ -203,7 +203,7 @@ def mrdr(
 
 
 def values_on(trajectories: Trajectories, q_table: Any, target_policy: Any) -> ActionValues:
-    """A table of action values along trajectories, as `corrected.doubly_robust` and its kin take it.
+    """A table of action values along trajectories, as `doubly_robust` and its kin take it.
 
     Args:
         trajectories: as in `model_based`; rewards are not looked at.

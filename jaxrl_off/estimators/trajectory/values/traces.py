@@ -6,7 +6,7 @@ All are one operator (Munos et al. 2016, equation 3) with a trace coefficient c_
     delta_k = r_k + gamma sum_a pi_e(a|s_{k+1}) Q(s_{k+1}, a) - Q(s_k, a_k),
 
 and its fixed point among functions `Q = x . theta` is one linear system, with `e_t = x_t + gamma c_t e_{t-1}` in the place
-of x_t on the left of LSTD-Q (see `linear_q`). Of state values, `V = x . theta` with `e_t = x_t + gamma c_{t-1} e_{t-1}` and
+of x_t on the left of LSTD-Q (`values.linear`). Of state values, `V = x . theta` with `e_t = x_t + gamma c_{t-1} e_{t-1}` and
 `delta_k = rho'_k (r_k + gamma V(s_{k+1}) - V(s_k))`.
 
 | trace | c_t | rho'_t | of |
@@ -78,7 +78,7 @@ def fit_traces(
         target: of `target_policy.target_actions`.
         trace: a row of the module's table.
         lambda_: in [0, 1]; 0 is LSTD-Q for all traces of Q.
-        features: as in `linear_q.fit_linear_q`; for traces of V of states alone, `observation [*O] -> [F]`.
+        features: as in `values.linear.fit_linear_q`; for traces of V of states alone, `observation [*O] -> [F]`.
         ridge: as there.
         target_log_prob: `float[n, T]`, for ratios of continuous actions; those of discrete ones are in `target`.
         discount: gamma in [0, 1].
@@ -86,7 +86,7 @@ def fit_traces(
         horizon_exit: what the end of a row means; see `transitions`.
 
     Returns:
-        `LinearQ`, whose values `corrected.doubly_robust` and its kin take. A trace of V gives V(s_t) for q_t, too: an action
+        `LinearQ`, whose values `doubly_robust` and its kin take. A trace of V gives V(s_t) for q_t, too: an action
         value that does not look at the action, with which these are as unbiased as with any other.
 
     Raises:
@@ -141,7 +141,7 @@ def trace_evaluation(
         seed: of the bootstrap.
         floor: effective number of trajectories below which the diagnostic `below_floor` is 1.
 
-    Returns and Raises: as `linear_q.linear_q_evaluation`.
+    Returns and Raises: as `values.linear.linear_q_evaluation`.
     """
     checked = settings_of(level, sides, interval, resamples, seed, floor)
     options = dict(discount=discount, counts=counts, horizon_exit=horizon_exit)
