@@ -63,11 +63,11 @@ def test_fitted_slopes_of_q_are_those_of_the_quadratic(data):
 @pytest.mark.parametrize("objective", ["marginal_doubly_robust", "deterministic_policy_gradient"])
 def test_learns_the_best_gain(data, objective):
     """From 1.2; a gradient of the wrong sign, or none, ends above it."""
-    options = dict(objective=objective, steps=20, refit=2, learning_rate=0.03)
+    options = dict(objective=objective, steps=40, learning_rate=0.03)
     found = det.learn(data, policy, 1.2, det.Smoothing(WIDTH, form="soft", scale=1.0), **options)
-    assert abs(found.parameters - 1.0) < 0.03
+    assert abs(found.parameters - 1.0) < 0.04
     assert found.path[0] == 1.2
-    assert found.objective.shape == found.gradient_norm.shape == (20,)
+    assert found.objective.shape == found.gradient_norm.shape == (40,)
     assert found.objective[-1] > found.objective[0]
 
 
@@ -96,9 +96,9 @@ def test_parameters_may_be_any_tree(data):
         return observations @ parameters["gain"] + parameters["offset"]
 
     start = {"gain": np.array([[1.2]], np.float32), "offset": np.zeros(1, np.float32)}
-    options = dict(objective="direct_method", steps=20, learning_rate=0.03)
+    options = dict(objective="direct_method", steps=40, learning_rate=0.03)
     found = det.learn(data, affine, start, det.Smoothing(WIDTH, form="soft", scale=1.0), **options)
-    assert found.path["gain"].shape == (20, 1, 1)
+    assert found.path["gain"].shape == (40, 1, 1)
     assert abs(found.parameters["gain"][0, 0] - 1.0) < 0.05
     assert abs(found.parameters["offset"][0]) < 0.05
 
