@@ -11,7 +11,6 @@ import pytest
 
 from jaxrl_off.estimators import bandit
 from jaxrl_off.estimators.trajectory.occupancy.tabular import marginalised_is
-from jaxrl_off.estimators.trajectory.reward_processes.star import star
 from jaxrl_off.estimators.trajectory.statistics import settings_of
 from jaxrl_off.estimators.trajectory.steps import log_weights, steps_of
 from jaxrl_off.estimators.trajectory.weights import doubly_robust as corrected
@@ -178,7 +177,7 @@ def test_padding_and_multiplicities_change_nothing():
     padded = padded._replace(mask=np.pad(data.mask, [(0, 5), (0, 3)]))
     wider = [np.pad(x, [(0, 5), (0, 3)], constant_values=np.nan) for x in (log_ratio, q, v)]
     counts = np.pad(np.ones(40), (0, 5))
-    for f in (weighted.pdis, weighted.cwpdis, corrected.weighted_doubly_robust):
+    for f in (weighted.cwpdis, corrected.weighted_doubly_robust):
         count = 1 if f in WEIGHTED else 3
         columns = (log_ratio, q, v)[:count]
         doubled = f(twice, *(np.concatenate([x, x]) for x in columns), **settings)
@@ -407,14 +406,15 @@ def test_empirical_likelihood_takes_trajectories_for_decisions():
         assert float(found.diagnostics["below_floor"]) == below
 
 
-def test_transformations():
+@pytest.mark.parametrize("estimator", [CORRECTED[1], pytest.param(magic, marks=pytest.mark.long)])
+def test_transformations(estimator):
     """One compiled program for data of one shape; vmap over data sets; gradients; and no silent float32."""
     sets = [simulated(seed) for seed in range(3)]
     data, log_ratio, q, v = jax.tree.map(lambda *x: np.stack(x), *sets)
 
     def both(data, log_ratio, q, v):
         settings = dict(discount=0.9, level=0.95)
-        return weighted.cwpdis(data, log_ratio, **settings), magic(data, log_ratio, q, v, **settings)
+        return weighted.cwpdis(data, log_ratio, **settings), estimator(data, log_ratio, q, v, **settings)
 
     with jax.enable_x64(True):
         together = jax.jit(jax.vmap(both))(*jax.tree.map(jnp.asarray, (data, log_ratio, q, v)))
@@ -548,7 +548,7 @@ def test_no_overlap_is_no_certainty():
     rare, never = np.full(mask.shape, np.log(1 / 500)), np.full(mask.shape, -np.inf)
     q = np.ones(mask.shape)
     for log_prob, ratio in ((rare, 1 / 500), (never, 0.0)):
-        for f in (weighted.pdis, weighted.wis, corrected.weighted_doubly_robust):
+        for f in (weighted.wis, corrected.weighted_doubly_robust):
             columns = (q, q) if f in CORRECTED else ()
             found = f(data, log_prob, *columns, level=0.95)
             assert (float(found.lower), float(found.upper)) == (-np.inf, np.inf), f.__name__
@@ -562,11 +562,8 @@ def test_no_overlap_is_no_certainty():
         assert (float(one.lower), float(one.upper)) == (-1.0, 12.0)
         # weights that are made to have mean 1 hide nothing
         states = data._replace(observations=np.zeros(mask.shape, np.int32), actions=np.zeros(mask.shape, np.int32))
-        for found in (
-            marginalised_is(states, np.ones((1, 1)), target_log_prob=log_prob, level=0.95),
-            star(data, log_prob, np.zeros(mask.shape, np.int32), 1, window=1, level=0.95),
-        ):
-            assert (float(found.lower), float(found.upper)) == (-np.inf, np.inf)
+        found = marginalised_is(states, np.ones((1, 1)), target_log_prob=log_prob, level=0.95)
+        assert (float(found.lower), float(found.upper)) == (-np.inf, np.inf)
     # weights that vary, and have mean 1: nothing is missing
     log_prob = np.where(np.random.default_rng(1).random(mask.shape) < 0.5, np.log(1.4), np.log(0.6))
     found = weighted.wis(data, log_prob, level=0.95)
