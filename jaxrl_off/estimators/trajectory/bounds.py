@@ -25,6 +25,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,10 +64,26 @@ class Limits(NamedTuple):
     Attributes:
         terms: of X.
         value: of the value.
+        order: `int[n]`, in which "betting" reads trajectories; None for as they are.
     """
 
     terms: tuple[Array, Array]
     value: tuple[Array, Array]
+    order: Array | None = None
+
+
+def reading_order(interval: str, counts: Array, seed: int, ordered: bool) -> Array | None:
+    """The order in which "betting" reads trajectories: drawn by the seed, not one that the data may have chosen (sorted files).
+
+    Args:
+        interval: name.
+        counts: `float[n]`.
+        seed: of the order.
+        ordered: whether the order of trajectories is time, so that they are read as they are.
+    """
+    if interval != "betting" or ordered:
+        return None
+    return jax.random.permutation(jax.random.key(seed), len(counts))
 
 
 def check_known(known: Known, clip: Any, settings: Any, counts: Any) -> None:
@@ -188,6 +205,8 @@ def interval_of(
     terms = jnp.clip(terms, low, high)
     shared = dict(minimum=low, maximum=high, level=level, sides=sides)
     if kind == "betting":
+        if limits.order is not None:
+            terms, counts = terms[limits.order], counts[limits.order]
         found = confidence_sequences.betting_interval(terms, counts > 0, **shared)
     else:
         found = _RANGED[kind](terms, counts, **shared)

@@ -58,8 +58,6 @@ class Settings(NamedTuple):
         resamples: of the bootstrap.
         seed: of the bootstrap.
         floor: effective sample size below which `diagnostics["below_floor"]` is 1.
-        ordered: whether the order of trajectories is time; otherwise an interval that depends on their order reads them in an
-            order drawn by the seed, and not in one that the data may have chosen (sorted files).
     """
 
     level: float | None = None
@@ -68,7 +66,6 @@ class Settings(NamedTuple):
     resamples: int = 1000
     seed: int = 0
     floor: float = 10.0
-    ordered: bool = False
 
     @property
     def drawn(self) -> bool:
@@ -85,7 +82,6 @@ def settings_of(
     seed: int = 0,
     floor: float = 10.0,
     *,
-    ordered: bool = False,
     bounded: bool = False,
 ) -> Settings:
     """Checked settings: the fields of `Settings`.
@@ -97,13 +93,12 @@ def settings_of(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         floor: effective sample size below which `diagnostics["below_floor"]` is 1.
-        ordered: whether the order of trajectories is time; see `Settings`.
         bounded: whether the estimator is a mean of terms, whose range may be known.
 
     Raises:
         ValueError: if a setting is invalid.
     """
-    settings = Settings(level, sides, interval, resamples, seed, floor, ordered)
+    settings = Settings(level, sides, interval, resamples, seed, floor)
     check_level(settings.level, settings.sides)
     if settings.interval not in INTERVALS:
         hint = did_you_mean(str(settings.interval), INTERVALS)
@@ -196,9 +191,6 @@ def _interval(
         return intervals.within(drawn, known, settings.sides)
     terms = value + influence - weighted_mean(counts, influence)
     if settings.interval in bounds.BOUNDED:
-        if settings.interval == "betting" and not settings.ordered:
-            order = jax.random.permutation(jax.random.key(settings.seed), len(counts))
-            terms, counts = terms[order], counts[order]
         return bounds.interval_of(settings.interval, terms, counts, limits, **shared)
     method = intervals.normal_interval if settings.interval == "normal" else intervals.student_t_interval
     return method(terms, counts, **shared)

@@ -36,7 +36,7 @@ from jaxrl_off.estimators.trajectory.weights import doubly_robust, importance
 from jaxrl_off.estimators.trajectory.weights.magic import magic
 from jaxrl_off.types import Estimate, Trajectories
 
-_ASKED = ("counts", *(name for name in Settings._fields if name != "ordered"))
+_ASKED = ("counts", *Settings._fields)
 _STATISTIC = ("discount", *_ASKED)
 _CUT = (*_STATISTIC, "horizon_exit")
 _WEIGHTS = ("window", "clip")

@@ -149,7 +149,7 @@ def doubly_robust(
     Raises:
         ValueError: if the data or settings are invalid.
     """
-    settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
+    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
     check_weights(window, clip)
     known = Known("value_range", value_range, weight_max, None)
     with float64(trajectories, target_log_prob, q, v, final, counts):
@@ -170,6 +170,8 @@ def doubly_robust(
             errors = (low - high, high - low)
         bounds.check_known(known._replace(range=errors), clip, settings, counts)
         limits = None if value_range is None else _limits(steps, columns, known, discount, window, clip)
+        if limits is not None:
+            limits = limits._replace(order=bounds.reading_order(interval, steps.counts, seed, ordered))
         size = resample_size(counts, drawn=settings.drawn)
         return estimate_corrected(columns, limits, form=forms.CORRECTED, settings=settings, size=size)
 

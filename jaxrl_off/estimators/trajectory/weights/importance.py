@@ -126,7 +126,7 @@ def trajectory_is(
     Raises:
         ValueError: if the data or settings are invalid.
     """
-    settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
+    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
     known = Known("return_range", return_range, weight_max, truncation)
     return _estimate(
         forms.MEAN_RETURN,
@@ -135,9 +135,10 @@ def trajectory_is(
         discount,
         counts,
         settings,
-        window=window,
-        clip=clip,
-        known=known,
+        window,
+        clip,
+        known,
+        ordered,
     )
 
 
@@ -197,10 +198,19 @@ def pdis(
         >>> float(pdis(data, np.log([[0.8, 0.25]]), discount=0.5).value)
         2.0
     """
-    settings = settings_of(level, sides, interval, resamples, seed, floor, ordered=ordered, bounded=True)
+    settings = settings_of(level, sides, interval, resamples, seed, floor, bounded=True)
     known = Known("reward_range", reward_range, weight_max, truncation)
     return _estimate(
-        forms.MEAN_WEIGHTED_REWARD, trajectories, target_log_prob, discount, counts, settings, window, clip, known
+        forms.MEAN_WEIGHTED_REWARD,
+        trajectories,
+        target_log_prob,
+        discount,
+        counts,
+        settings,
+        window,
+        clip,
+        known,
+        ordered,
     )
 
 
@@ -358,6 +368,7 @@ def _estimate(
     window: int | None = None,
     clip: float | None = None,
     known: Known | None = None,
+    ordered: bool = False,
 ) -> Estimate:
     check_weights(window, clip)
     limits, truncation = None, None if known is None else known.truncation
@@ -366,6 +377,10 @@ def _estimate(
         if known is not None:
             bounds.check_known(known, clip, settings, counts)
             limits = None if known.range is None else _limits(form, steps, known, window, clip)
+        if limits is not None:
+            limits = limits._replace(
+                order=bounds.reading_order(settings.interval, steps.counts, settings.seed, ordered)
+            )
         size = resample_size(counts, drawn=settings.drawn)
         return _run(steps, clip, truncation, limits, form=form, window=window, settings=settings, size=size)
 
