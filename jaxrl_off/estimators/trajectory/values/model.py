@@ -160,7 +160,7 @@ def model_based(
         ValueError: for invalid data or settings.
     """
     config = config or FittedModelConfig()
-    checked = settings_of(level, sides, interval, resamples, seed, floor)
+    settings_of(level, sides, interval, resamples, seed, floor)
     _check(rollouts, horizon, discount)
     fit_key, play_key = jax.random.split(key)
     model = fit_model(trajectories, fit_key, config, num_actions=num_actions, counts=counts)
@@ -172,7 +172,17 @@ def model_based(
         values, outside = _played(model, config, policy, play_key, (first, remaining, None), discount, rollouts, length)
         members = jnp.sum(model.weights * values, axis=1) / jnp.sum(model.weights, axis=1)
         v = jnp.broadcast_to(jnp.mean(values, axis=0)[:, None], given.mask.shape)
-    found = corrected.direct_method(trajectories, v, counts=counts, **checked._asdict())
+    found = corrected.direct_method(
+        trajectories,
+        v,
+        counts=counts,
+        level=level,
+        sides=sides,
+        interval=interval,
+        resamples=resamples,
+        seed=seed,
+        floor=floor,
+    )
     with float64(trajectories, counts):
         falling = jnp.mean(model.still_falling)
         told = {

@@ -258,7 +258,18 @@ def fitted_q_evaluation(
     for i in range(len(fit.member_values) if policies else 1):
         one = jax.tree.map(lambda x, i=i: x[i], fits) if policies else fits
         v = one.values.v
-        found = corrected.direct_method(trajectories, v, counts=counts, horizon_exit=horizon_exit, **checked._asdict())
+        found = corrected.direct_method(
+            trajectories,
+            v,
+            counts=counts,
+            horizon_exit=horizon_exit,
+            level=level,
+            sides=sides,
+            interval=interval,
+            resamples=resamples,
+            seed=seed,
+            floor=floor,
+        )
         with float64(trajectories, target, counts):
             estimates.append(_with_members(found, one, fit.scale, config, checked))
     if not policies:
