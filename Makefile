@@ -23,6 +23,7 @@ reproduce: $(INSTALLED)  ## run every paper's benchmark (PRESET=quick|cpu|gpu|pa
 
 test: $(INSTALLED)  ## run the tests (20 minutes on two quiet cores)
 	$(BIN)/python -m ruff check .
+	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-all: $(INSTALLED)  ## run all tests, also the long ones
@@ -31,9 +32,10 @@ test-all: $(INSTALLED)  ## run all tests, also the long ones
 test-fast: $(INSTALLED)  ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long"
 
-lint: $(INSTALLED)  ## check style
+lint: $(INSTALLED)  ## check style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/pyrefly check
 
 format: $(INSTALLED)  ## apply style
 	$(BIN)/python -m ruff check --fix .

@@ -131,12 +131,12 @@ def from_function(build: Callable[[], Any], num_envs: int, name: str, *, workers
     probe = build()
     spec, first_action = _describe(gymnasium, probe, name)
     probe.close()
-    continuous = isinstance(spec.action_space, ContinuousSpace)
+    box = spec.action_space if isinstance(spec.action_space, ContinuousSpace) else None
     layout = Layout(
         spec.observation_shape,
         spec.observation_dtype,
-        spec.action_space.shape if continuous else (),
-        "float32" if continuous else "int32",
+        () if box is None else box.shape,
+        "int32" if box is None else "float32",
     )
     lanes = Lanes(build, num_envs, layout, workers, name)
 
@@ -158,8 +158,8 @@ def from_function(build: Callable[[], Any], num_envs: int, name: str, *, workers
 
     def step(key: Array, state: GymnasiumState, action: Array) -> tuple[GymnasiumState, Timestep]:
         del key  # the simulators have random numbers of their own, seeded by `reset`
-        if continuous:
-            action = clip_action(spec.action_space, action)
+        if box is not None:
+            action = clip_action(box, action)
         else:
             action = jnp.asarray(action, jnp.int32) + first_action
         observation, reward, terminated, truncated, final_observation = io_callback(

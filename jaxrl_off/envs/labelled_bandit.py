@@ -227,7 +227,8 @@ def make_logger(
         )
         first = learn_chosen(next(parts), x, action, cost, 1.0 / propensity[None])
         rest = learn_all(next(parts), x, robust - bonus(state, x), jnp.tile(seen.astype(jnp.float32), count - 1))
-        return LoggerState(*(jnp.concatenate(pair) for pair in zip(first[:2], rest[:2], strict=True)), state.rows)
+        weights = jnp.concatenate([first.weights, rest.weights])
+        return LoggerState(weights, jnp.concatenate([first.squares, rest.squares]), state.rows)
 
     def bonus(state: LoggerState, x: Array) -> Array:
         """What later policies of a cover are given for actions that earlier ones leave, `float32[m - 1, K]`."""

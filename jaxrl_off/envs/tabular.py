@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.envs.base import DiscreteSpace, Environment, EnvironmentSpec, LaneEnvironment, Transitioned, vectorise
 from jaxrl_off.types import Array
@@ -27,10 +28,10 @@ class TabularMDP(NamedTuple):
         discount: `float[]`, gamma in [0, 1).
     """
 
-    transition: Array
-    reward: Array
-    initial: Array
-    discount: Array
+    transition: Array | np.ndarray
+    reward: Array | np.ndarray
+    initial: Array | np.ndarray
+    discount: Array | np.floating
 
 
 def _under(mdp: TabularMDP, policy: Array) -> tuple[Array, Array]:
@@ -66,7 +67,7 @@ def state_action_values(mdp: TabularMDP, policy: Array) -> Array:
     Returns:
         `float[S, A]`.
     """
-    return mdp.reward + mdp.discount * mdp.transition @ state_values(mdp, policy)
+    return jnp.asarray(mdp.reward) + mdp.discount * mdp.transition @ state_values(mdp, policy)
 
 
 def state_distribution(mdp: TabularMDP, policy: Array) -> Array:
@@ -179,7 +180,7 @@ def make(identifier: str, num_envs: int, **parameters: Any) -> Environment:
     """
     if identifier not in registered():
         raise ValueError(f"unknown tabular environment {identifier!r}; known are: {', '.join(registered())}.")
-    settings = {"seed": 0, "num_states": 10, "num_actions": 3, "gamma": 0.9, "horizon": 100}
+    settings: dict[str, Any] = {"seed": 0, "num_states": 10, "num_actions": 3, "gamma": 0.9, "horizon": 100}
     unknown = [name for name in parameters if name not in settings]
     if unknown:
         raise ValueError(

@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class Lanes:
             if reply != _DONE:
                 self._fail(number, doing, reply.decode())
 
-    def _fail(self, number: int, doing: str, report: str | None) -> None:
+    def _fail(self, number: int, doing: str, report: str | None) -> NoReturn:
         process, share = self._processes[number], self._shares[number + 1]
         who = f"worker {number + 2} of {len(self._shares)} of {self._name} (lanes {share[0]} to {share[-1]})"
         if report is None:

@@ -118,7 +118,8 @@ def tilt(moments: Array, theta: Array) -> Array:
 
     No matrix product, here and below: JAX derives or batches one where x64 may be off again, and then rounds it to float32.
     """
-    return sum(moments[:, k] * theta[k] for k in range(moments.shape[1]))
+    columns = (moments[:, k] * theta[k] for k in range(moments.shape[1]))
+    return sum(columns, start=jnp.zeros(moments.shape[0], moments.dtype))
 
 
 def _log_mean(counts: Array, values: Array, total: Array) -> Array:

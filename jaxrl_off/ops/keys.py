@@ -55,7 +55,7 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     return (x ^ y).astype(f"uint{bit_width}")
 
 
-def _fold_in(key: Array, data: Array) -> Array:
+def _fold_in(key: Array, data: Array | int) -> Array:
     return jnp.stack(_threefry(key, jnp.asarray(data, jnp.uint32)))
 
 

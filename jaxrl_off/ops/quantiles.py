@@ -115,7 +115,7 @@ def _deviation(below: Array, above: Array, a: Array, b: Array) -> Array:
     # The logarithm of a normal tail is about log(1/2) - z^2 / 2; the variance of y is about 1 / a + 1 / b.
     squared = 2.0 * jnp.maximum(jnp.log(0.5) - fixed[0], 0.0) * (1.0 / fixed[2] + 1.0 / fixed[3])
     start = outwards * jnp.sqrt(squared)
-    solution, _, _ = jax.lax.while_loop(unfinished, step, (start, jnp.full_like(start, jnp.inf), 0))
+    solution, _, _ = jax.lax.while_loop(unfinished, step, (start, jnp.full_like(start, jnp.inf), jnp.int32(0)))
     # The last step, outside the loop, carries the derivatives: those of the implicit function.
     solution, _ = newton(solution, constants)
     return jnp.where(possible, solution, jnp.where(below > 0, jnp.inf, -jnp.inf))
