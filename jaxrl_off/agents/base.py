@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """An on-policy learner with reuse.
+    """A learner, on-policy with reuse or off-policy.
 
     Attributes:
         init: `key -> state`, fresh parameters and optimiser state.
@@ -66,6 +66,8 @@ class Agent(NamedTuple):
             `R = N L / rollout_length` roll-outs with everything a learner wants to know from behaviour time.
         update: `(state, key, batch: Rollout[B]) -> (state, metrics)`, one optimiser step; `metrics` is a dict of `float32[]`.
         publish: `state -> state`, hands the learner's parameters to the actors.
+        observe: `(state, chunk) -> (state, core)`, called once for every chunk after `process`: statistics that the learner
+            keeps of its data, and what actors carry on with (`chunk.acted.core` of the last step, as a rule). None for neither.
     """
 
     init: Callable[[Array], Any]
@@ -74,6 +76,7 @@ class Agent(NamedTuple):
     process: Callable[[Any, Chunk, int], Rollout]
     update: Callable[[Any, Array, Rollout], tuple[Any, dict[str, Array]]]
     publish: Callable[[Any], Any]
+    observe: Callable[[Any, Chunk], tuple[Any, PyTree]] | None = None
 
 
 def check_total_updates(total_updates: int) -> None:

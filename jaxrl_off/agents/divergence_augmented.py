@@ -7,6 +7,7 @@ generated the sample, and the penalty an exact state-wise KL. `divergence_augmen
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -17,7 +18,8 @@ import optax
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates
 from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig, check
 from jaxrl_off.agents.divergence_augmented_losses import family_loss
-from jaxrl_off.envs.base import DiscreteSpace, EnvironmentSpec
+from jaxrl_off.agents.normalisation import normalise
+from jaxrl_off.envs.base import ContinuousSpace, DiscreteSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import ActorCritic
 from jaxrl_off.ops.returns import lambda_returns, successor_values
 from jaxrl_off.types import Array, PyTree, Rollout
@@ -79,6 +81,7 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
     check(config)
     check_total_updates(total_updates)
     network = build_network(config, spec)
+    continuous = isinstance(spec.action_space, ContinuousSpace)
     optimiser = _make_optimiser(config)
 
     def evaluate(params: PyTree, observation: PyTree, core: PyTree, first: Array) -> tuple[Any, Array, PyTree]:
@@ -87,7 +90,10 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
     def init(key: Array) -> AgentState:
         first = jnp.ones((1, 1), bool)
         variables = network.init(key, spec.zero_observation(1, 1), network.initial_core(1), first)
-        params = {"network": variables["params"]}
+        params = {"network": dict(variables["params"])}
+        if continuous:
+            log_std = params["network"]["log_std"]
+            params["network"]["log_std"] = log_std + jnp.asarray(config.initial_log_std, log_std.dtype)
         if config.penalty_schedule == "learned":
             params["log_temperature"] = jnp.zeros(())
             params["log_penalty"] = jnp.log(jnp.asarray(config.penalty_coefficient, jnp.float32))
@@ -102,9 +108,9 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
         distribution, value, cores = jax.tree.map(lambda leaf: leaf[0], (distribution, value, cores))
         action = distribution.mode() if greedy else distribution.sample(key)
         return ActOutput(
-            action=action,
+            action=from_canonical(spec.action_space, action) if continuous else action,
             log_prob=distribution.log_prob(action),
-            value=None if config.separate_critic else value,
+            value=None if network.separate_critic else value,
             parameters=distribution if config.needs_behaviour_parameters else (),
             core=cores,
         )
@@ -153,7 +159,7 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
 
         steps = Rollout(
             observation=chunk.observation,
-            action=chunk.acted.action,
+            action=to_canonical(spec.action_space, chunk.acted.action) if continuous else chunk.acted.action,
             reward=chunk.reward,
             terminated=chunk.terminated,
             truncated=chunk.truncated,
@@ -207,7 +213,15 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
     def publish(state: AgentState) -> AgentState:
         return state._replace(actor_params=state.params, published_at=state.updates)
 
-    return Agent(init, network.initial_core, act, process, update, publish)
+    agent = Agent(init, network.initial_core, act, process, update, publish)
+    return normalise(
+        agent,
+        spec,
+        gamma=config.gamma,
+        observations=config.normalise_observations,
+        rewards=config.normalise_rewards,
+        at="collection",
+    )
 
 
 def build_network(config: DivergenceAugmentedConfig, spec: EnvironmentSpec) -> ActorCritic:
@@ -219,16 +233,19 @@ def build_network(config: DivergenceAugmentedConfig, spec: EnvironmentSpec) -> A
     if torso == "auto":
         image = len(spec.observation_shape) == 3
         torso = "mlp" if not image else ("nature" if min(spec.observation_shape[:2]) >= 64 else "minatar")
+    separate = config.separate_critic
+    if separate is None:
+        separate = torso == "mlp" and not config.core_size
     default_sizes = {"mlp": (64, 64), "minatar": (128,), "nature": (512,), "impala": (256,)}
     discrete = isinstance(spec.action_space, DiscreteSpace)
     return ActorCritic(
-        action_shape=() if discrete else spec.action_space.shape,
+        action_shape=() if discrete else (math.prod(spec.action_space.shape),),
         num_actions=spec.action_space.num_actions if discrete else 0,
         torso=torso,
         sizes=config.sizes or default_sizes[torso],
         activation=config.activation,
         core_size=config.core_size,
-        separate_critic=config.separate_critic,
+        separate_critic=separate,
     )
 
 

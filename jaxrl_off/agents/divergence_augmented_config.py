@@ -60,7 +60,12 @@ class DivergenceAugmentedConfig:
         sizes: widths of dense layers.
         activation: of the `mlp` torso.
         core_size: LSTM cells, 0 for feed-forward.
-        separate_critic: whether the value has its own torso.
+        separate_critic: whether the value has its own torso. None means yes for the `mlp` torso without a recurrent core,
+            where a shared one lets the value loss drown the policy, and no for images, where sharing saves most of the work.
+        normalise_observations: whether observations are standardised by running moments, which are part of the learner's
+            state; see `jaxrl_off.agents.normalisation`.
+        normalise_rewards: whether rewards are divided by the running standard deviation of their discounted sum.
+        initial_log_std: of the Gaussian policy of continuous actions, in units of half the action box.
         learning_rate: Adam's step size; falls linearly to `learning_rate * final_learning_rate_fraction`.
         final_learning_rate_fraction: 0 as the paper.
         gamma: discount.
@@ -97,9 +102,12 @@ class DivergenceAugmentedConfig:
     sizes: tuple[int, ...] = static(())
     activation: str = static("tanh")
     core_size: int = static(0)
-    separate_critic: bool = static(False)
+    separate_critic: bool | None = static(None)
+    normalise_observations: bool = static(False)
+    normalise_rewards: bool = static(False)
     learning_rate: float = 1e-3
     final_learning_rate_fraction: float = 0.0
+    initial_log_std: float = 0.0
     gamma: float = 0.99
     lambda_: float = 0.9
     trace_lambda: float = 1.0

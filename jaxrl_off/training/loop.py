@@ -143,6 +143,9 @@ def make_loop(agent: Agent, environment: Environment, settings: LoopSettings, me
         rollouts = agent.process(state.agent, chunk, settings.rollout_length)
         if replay is not None:
             state = state._replace(replay=split_items(replay.add(state.replay, rollouts)))
+        if agent.observe is not None:
+            learner, core = agent.observe(state.agent, chunk)
+            state = state._replace(agent=keep(learner), core=split(core))
         episode = chunk.episode
         done = episode.done.astype(jnp.float32)
         statistics = {
