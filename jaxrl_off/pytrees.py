@@ -58,12 +58,20 @@ def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
             raise ValueError(f"{name}={given!r} is not known; choose one of {', '.join(allowed)}.{hint}")
 
 
+POSITIVE = (math.nextafter(0.0, 1.0), math.inf)
+"""The range of numbers above 0, for `check_ranges`."""
+
+
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise a ValueError if a number lies outside its closed range or is NaN; arrays and tracers are not looked at."""
-    for name, (low, high) in ranges.items():
+    """Raise a ValueError if a field is no number, NaN, or outside its closed range; arrays and tracers are not looked at."""
+    for name, allowed in ranges.items():
         value = getattr(config, name)
-        if isinstance(value, (int, float)) and (math.isnan(value) or not low <= value <= high):
-            raise ValueError(f"{name}={value} is outside [{low}, {high}].")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number and not (value is None or isinstance(value, (str, bool, list, tuple, dict))):
+            continue  # an array or a tracer
+        if not number or math.isnan(value) or not allowed[0] <= value <= allowed[1]:
+            bounds = "above 0" if allowed == POSITIVE else f"in [{allowed[0]:g}, {allowed[1]:g}]"
+            raise ValueError(f"{name}={value!r} is not allowed: {name} must be a number {bounds}.")
 
 
 def nearest(given: Any, allowed: Iterable[str]) -> str:

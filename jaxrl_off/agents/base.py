@@ -14,7 +14,8 @@ class ActOutput(NamedTuple):
 
     Attributes:
         action: `int32[N]` or `float32[N, A]`.
-        log_prob: `float32[N]`, log pi_t(a|s).
+        log_prob: `float32[N]`, log pi_t(a|s); of the canonical action (the box mapped to [-1, 1]^D) where actions are
+            continuous.
         value: `float32[N]`, V_t(s), or None where the agent prefers to evaluate a whole chunk at once in `process`.
         parameters: distribution parameters of pi_t(.|s), or `()` if no loss needs them.
         core: recurrent state after the step, `[N, ...]`, or `()`.
@@ -66,6 +67,9 @@ class Agent(NamedTuple):
             `R = N L / rollout_length` roll-outs with everything a learner wants to know from behaviour time.
         update: `(state, key, batch: Rollout[B]) -> (state, metrics)`, one optimiser step; `metrics` is a dict of `float32[]`.
         publish: `state -> state`, hands the learner's parameters to the actors.
+        policy: `(state, observation[N, ...]) -> distribution [N]`, the stochastic policy that acts with the published
+            parameters; over canonical actions (the box mapped to [-1, 1]^D) where actions are continuous. None for
+            recurrent policies.
         observe: `(state, chunk) -> (state, core)`, called once for every chunk after `process`: statistics that the learner
             keeps of its data, and what actors carry on with (`chunk.acted.core` of the last step, as a rule). None for neither.
     """
@@ -76,6 +80,7 @@ class Agent(NamedTuple):
     process: Callable[[Any, Chunk, int], Rollout]
     update: Callable[[Any, Array, Rollout], tuple[Any, dict[str, Array]]]
     publish: Callable[[Any], Any]
+    policy: Callable[[Any, PyTree], Any] | None = None
     observe: Callable[[Any, Chunk], tuple[Any, PyTree]] | None = None
 
 

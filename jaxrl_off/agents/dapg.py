@@ -31,13 +31,14 @@ import optax
 from flax.linen.initializers import orthogonal
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates, continuous_space
+from jaxrl_off.agents.normalisation import normalise, normalised_policy, refuse_normalised_demonstrations
 from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.envs.base import EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import MLP, as_float
 from jaxrl_off.ops.natural_gradient import natural_direction
 from jaxrl_off.ops.returns import lambda_returns
-from jaxrl_off.pytrees import build, check_ranges, static
+from jaxrl_off.pytrees import POSITIVE, build, check_ranges, static
 from jaxrl_off.types import Array, PyTree
 
 
@@ -58,6 +59,10 @@ class DapgConfig:
         value_batch: samples in each of their minibatches.
         cloning_epochs: passes over the demonstrations in which the first policy is cloned; 0 only takes over their scale.
         cloning_batch: demonstrated actions in each of their minibatches.
+        normalise_observations: whether observations are standardised by running moments, which are part of the learner's
+            state. Not with demonstrations, which standardise them by their own.
+        normalise_rewards: whether rewards are divided by the running standard deviation of their discounted sum. Not with
+            demonstrations.
         step_size: delta, twice the KL that a step is to go.
         damping: multiple of the identity that is added to F.
         demonstration_weight: lambda_0.
@@ -78,6 +83,8 @@ class DapgConfig:
     value_batch: int = static(64)
     cloning_epochs: int = static(5)
     cloning_batch: int = static(32)
+    normalise_observations: bool = static(False)
+    normalise_rewards: bool = static(False)
     step_size: float = 0.05
     damping: float = 1e-4
     demonstration_weight: float = 1e-2
@@ -128,17 +135,19 @@ def check(config: DapgConfig) -> None:
         "value_batch": (1, infinity),
         "cloning_epochs": (0, infinity),
         "cloning_batch": (1, infinity),
-        "step_size": (0.0, infinity),
+        "step_size": POSITIVE,
         "damping": (0.0, infinity),
         "demonstration_weight": (0.0, infinity),
         "demonstration_decay": (0.0, 1.0),
         "gamma": (0.0, 1.0),
         "lambda_": (0.0, 1.0),
+        "min_log_std": (-infinity, infinity),
         "learning_rate": (0.0, infinity),
         "cloning_learning_rate": (0.0, infinity),
-        "max_grad_norm": (0.0, infinity),
+        "max_grad_norm": POSITIVE,
     }
     check_ranges(config, ranges)
+    refuse_normalised_demonstrations(config)
 
 
 class Scaling(NamedTuple):
@@ -231,15 +240,11 @@ def make(config: DapgConfig, spec: EnvironmentSpec, *, total_updates: int, demon
     value_network = nn.Sequential([MLP(config.value_sizes, "relu"), nn.Dense(1, kernel_init=orthogonal(1.0))])
     adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
 
-    def standardised(scaling: Scaling, observation: Array) -> Array:
-        return (as_float(observation) - scaling.observation_mean) / scaling.observation_std
-
     def policy_of(params: PyTree, scaling: Scaling, observation: Array) -> DiagonalNormal:
-        distribution = policy_network.apply({"params": params}, standardised(scaling, observation))
-        return distribution._replace(mean=scaling.action_mean + scaling.action_std * distribution.mean)
+        return _policy(policy_network, params, scaling, observation)
 
     def value_of(params: PyTree, scaling: Scaling, observation: Array) -> Array:
-        return value_network.apply({"params": params}, standardised(scaling, observation))[..., 0]
+        return value_network.apply({"params": params}, _standardised(scaling, observation))[..., 0]
 
     def floored(policy: PyTree) -> PyTree:
         return policy | {"log_std": jnp.maximum(policy["log_std"], config.min_log_std)}
@@ -364,7 +369,33 @@ def make(config: DapgConfig, spec: EnvironmentSpec, *, total_updates: int, demon
         state = state._replace(policy=policy, value=value, value_optimiser=value_optimiser, updates=state.updates + 1)
         return state, metrics
 
-    return Agent(init, lambda lanes: (), act, process, update, lambda state: state)
+    def published(state: NaturalGradientState, observation: Array) -> DiagonalNormal:
+        return policy_of(state.policy, state.scaling, observation)
+
+    agent = Agent(init, lambda lanes: (), act, process, update, lambda state: state, published)
+    return normalise(
+        agent,
+        spec,
+        gamma=config.gamma,
+        observations=config.normalise_observations,
+        rewards=config.normalise_rewards,
+        at="collection",
+    )
+
+
+def make_policy(config: DapgConfig, spec: EnvironmentSpec) -> Callable[[Any, Array], DiagonalNormal]:
+    """The policy of the agent that `make` gives, `(state, observation[N, O]) -> distribution [N]` over canonical actions."""
+    network = _PolicyNetwork(math.prod(continuous_space(spec).shape), config.policy_sizes)
+    return normalised_policy(lambda state, x: _policy(network, state.policy, state.scaling, x))
+
+
+def _standardised(scaling: Scaling, observation: Array) -> Array:
+    return (as_float(observation) - scaling.observation_mean) / scaling.observation_std
+
+
+def _policy(network: nn.Module, params: PyTree, scaling: Scaling, observation: Array) -> DiagonalNormal:
+    distribution = network.apply({"params": params}, _standardised(scaling, observation))
+    return distribution._replace(mean=scaling.action_mean + scaling.action_std * distribution.mean)
 
 
 class _PolicyNetwork(nn.Module):

@@ -8,6 +8,7 @@ generated the sample, and the penalty an exact state-wise KL. `divergence_augmen
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -18,7 +19,7 @@ import optax
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates
 from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig, check
 from jaxrl_off.agents.divergence_augmented_losses import family_loss
-from jaxrl_off.agents.normalisation import normalise
+from jaxrl_off.agents.normalisation import normalise, normalised_policy
 from jaxrl_off.envs.base import ContinuousSpace, DiscreteSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import ActorCritic
 from jaxrl_off.ops.returns import lambda_returns, successor_values
@@ -213,7 +214,8 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
     def publish(state: AgentState) -> AgentState:
         return state._replace(actor_params=state.params, published_at=state.updates)
 
-    agent = Agent(init, network.initial_core, act, process, update, publish)
+    policy = None if config.core_size else _policy_of(network)
+    agent = Agent(init, network.initial_core, act, process, update, publish, policy)
     return normalise(
         agent,
         spec,
@@ -222,6 +224,29 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
         rewards=config.normalise_rewards,
         at="collection",
     )
+
+
+def make_policy(config: DivergenceAugmentedConfig, spec: EnvironmentSpec) -> Callable[[Any, PyTree], Any]:
+    """The published policy of the agent that `make` gives, `(state, observation[N, ...]) -> distribution [N]`.
+
+    Raises:
+        ValueError: for a recurrent config, whose policy needs more than the observation.
+    """
+    if config.core_size:
+        raise ValueError(
+            f"core_size={config.core_size}: this agent carries recurrent state from step to step, which a policy of the "
+            "observation alone has no place for. Only feed-forward agents are allowed; train one with core_size=0."
+        )
+    return normalised_policy(_policy_of(build_network(config, spec)))
+
+
+def _policy_of(network: ActorCritic) -> Callable[[AgentState, PyTree], Any]:
+    def policy(state: AgentState, observation: PyTree) -> Any:
+        first = jnp.zeros((1, len(observation)), bool)
+        distribution = network.apply({"params": state.actor_params["network"]}, observation[None], (), first)[0]
+        return jax.tree.map(lambda leaf: leaf[0], distribution)
+
+    return policy
 
 
 def build_network(config: DivergenceAugmentedConfig, spec: EnvironmentSpec) -> ActorCritic:

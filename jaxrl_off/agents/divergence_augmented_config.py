@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 
 from jaxrl_off.networks import ACTIVATIONS
 from jaxrl_off.ops.divergence import DIVERGENCES
-from jaxrl_off.pytrees import build, check_choices, check_ranges, static
+from jaxrl_off.pytrees import POSITIVE, build, check_choices, check_ranges, static
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "weight": ("identity", "clip", "truncate", "acer", "effective_sample_size", "centred_clip", "exponential"),
@@ -34,16 +36,18 @@ class DivergenceAugmentedConfig:
     `jax.vmap(train)(configs, keys)` sweeps them.
 
     Attributes:
-        weight: how the importance ratio enters the policy loss. `identity` (eq. 13), `clip` (PPO, eq. 19 with the whole
-            augmented advantage inside the clip), `truncate` (IMPALA), `acer` (C: truncation with bias correction on the
-            sampled action), `effective_sample_size` (P3O: truncated at the batch's effective sample size), `centred_clip`
-            (GePPO: clipped around pi_k / pi_t, pi_k the published policy), `exponential` (V-MPO: softmax of the
-            advantages of the better half of the batch).
+        weight: how the importance ratio enters the policy loss; a name, or a function `(ratio, log_prob, advantage) ->
+            surrogate` of arrays `[B, T]` such as those of `jaxrl_off.ops.surrogates`. Names: `identity` (eq. 13), `clip` (PPO,
+            eq. 19 with the whole augmented advantage inside the clip), `truncate` (IMPALA), `acer` (C: truncation with bias
+            correction on the sampled action), `effective_sample_size` (P3O: truncated at the batch's effective sample size),
+            `centred_clip` (GePPO: clipped around pi_k / pi_t, pi_k the published policy), `exponential` (V-MPO: softmax of
+            the advantages of the better half of the batch).
         advantage: `vtrace` (target-policy advantage, eq. 11), `gae` (behaviour-time values, computed once) or
             `gae_current` (the same from the current values at every update, uncorrected, as P3O).
         advantage_normalisation: `rms` (C: `A / (sqrt(mean A^2) + 1e-4)`, the mean is not subtracted; the paper is silent,
             but its 1/eta = 0.5 presumes it), `standard` (mean and standard deviation) or `none`.
-        divergence: `none` or a key of `jaxrl_off.ops.divergence.DIVERGENCES`.
+        divergence: `none`, a key of `jaxrl_off.ops.divergence.DIVERGENCES`, or a function `(log_prob, behaviour_log_prob) ->
+            f` of arrays `[B, T]`.
         divergence_steps: `multi` (eq. 12) or `one` (D = f).
         product_start: 1 (section 5 and C) or 0 (eq. 12 as printed); see `multi_step_divergence`.
         released_code: reproduce the index slip of C; for golden tests only.
@@ -86,10 +90,10 @@ class DivergenceAugmentedConfig:
         adam_epsilon: (C) 1e-5.
     """
 
-    weight: str = static("clip")
+    weight: str | Callable[..., Any] = static("clip")
     advantage: str = static("vtrace")
     advantage_normalisation: str = static("rms")
-    divergence: str = static("kl")
+    divergence: str | Callable[..., Any] = static("kl")
     divergence_steps: str = static("multi")
     product_start: int = static(1)
     released_code: bool = static(False)
@@ -137,6 +141,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ppo": dict(divergence="none"),
     "ppo_gae": dict(
         divergence="none", advantage="gae", advantage_normalisation="standard", value_loss="clipped", lambda_=0.95
+    ),
+    "ppo_continuous": dict(
+        divergence="none",
+        advantage="gae",
+        advantage_normalisation="standard",
+        value_loss="clipped",
+        lambda_=0.95,
+        normalise_observations=True,
+        normalise_rewards=True,
     ),
     "ppo_entropy": dict(divergence="entropy", divergence_coefficient=0.1),
     "ppo_da": dict(),
@@ -231,17 +244,43 @@ def check(config: DivergenceAugmentedConfig) -> None:
     Raises:
         ValueError: naming the field, what was given and what is allowed.
     """
-    check_choices(config, _CHOICES)
+    own = [name for name in ("weight", "divergence") if callable(getattr(config, name))]
+    check_choices(config, {name: allowed for name, allowed in _CHOICES.items() if name not in own})
     if config.separate_critic and config.core_size:
         raise ValueError("separate_critic needs a feed-forward network; set core_size=0 or separate_critic=False.")
     if config.weight == "exponential" and config.penalty_schedule != "learned":
         raise ValueError("weight='exponential' (V-MPO) learns its duals; set penalty_schedule='learned'.")
+    if config.penalty_schedule != "constant" and config.penalty == "none":
+        raise ValueError(
+            f"penalty_schedule={config.penalty_schedule!r} moves the factor of a penalty, and penalty='none' has none; set "
+            "penalty to 'kl' or 'reverse_kl', or penalty_schedule='constant'."
+        )
+    infinity = math.inf
     ranges = {
-        "learning_rate": (0.0, float("inf")),
+        "core_size": (0, infinity),
+        "product_start": (0, 1),
+        "learning_rate": (0.0, infinity),
+        "final_learning_rate_fraction": (0.0, infinity),
+        "initial_log_std": (-infinity, infinity),
         "gamma": (0.0, 1.0),
         "lambda_": (0.0, 1.0),
         "trace_lambda": (0.0, 1.0),
         "clip_epsilon": (0.0, 1.0),
-        "max_grad_norm": (0.0, float("inf")),
+        "divergence_coefficient": (0.0, infinity),
+        "penalty_coefficient": (0.0, infinity),
+        "penalty_target": POSITIVE,
+        "temperature_target": POSITIVE,
+        "value_coefficient": (0.0, infinity),
+        "entropy_coefficient": (0.0, infinity),
+        "rho_bar_value": (0.0, infinity),
+        "c_bar_value": (0.0, infinity),
+        "rho_bar_divergence": (0.0, infinity),
+        "c_bar_divergence": (0.0, infinity),
+        "weight_cap": POSITIVE,
+        "value_weight_cap": POSITIVE,
+        "max_grad_norm": POSITIVE,
+        "adam_epsilon": (0.0, infinity),
     }
     check_ranges(config, ranges)
+    if config.released_code and config.product_start == 0:
+        raise ValueError("released_code=True follows section 5 of the paper; set product_start=1.")

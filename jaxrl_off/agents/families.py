@@ -26,6 +26,8 @@ class Family(NamedTuple):
         preset: `(name, **overrides) -> config`.
         check: raises a ValueError for a config that cannot be meant.
         make: `(config, spec, total_updates=..., ...) -> Agent`.
+        make_policy: `(config, spec) -> (state, observation) -> distribution`, the policy of such an agent, for which no
+            references and demonstrations are needed.
     """
 
     config: type
@@ -33,18 +35,19 @@ class Family(NamedTuple):
     preset: Callable[..., Any]
     check: Callable[[Any], None]
     make: Callable[..., Agent]
+    make_policy: Callable[[Any, EnvironmentSpec], Callable[[Any, Any], Any]]
 
 
-def _family(config: type, module: ModuleType, make: Callable[..., Agent]) -> Family:
-    return Family(config, module.PRESETS, module.preset, module.check, make)
+def _family(config: type, settings: ModuleType, module: ModuleType) -> Family:
+    return Family(config, settings.PRESETS, settings.preset, settings.check, module.make, module.make_policy)
 
 
 FAMILIES: dict[str, Family] = {
     "divergence_augmented": _family(
-        divergence_augmented_config.DivergenceAugmentedConfig, divergence_augmented_config, divergence_augmented.make
+        divergence_augmented_config.DivergenceAugmentedConfig, divergence_augmented_config, divergence_augmented
     ),
-    "kl_regularised": _family(kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised.make),
-    "dapg": _family(dapg.DapgConfig, dapg, dapg.make),
+    "kl_regularised": _family(kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised),
+    "dapg": _family(dapg.DapgConfig, dapg, dapg),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     name: fields for family in FAMILIES.values() for name, fields in family.presets.items()
@@ -115,3 +118,20 @@ def make(config: Any, spec: EnvironmentSpec, *, total_updates: int, **parts: Any
         >>> agent = make(preset("ppo_da"), envs.make("CartPole-v1", 4).spec, total_updates=100)
     """
     return FAMILIES[family_of(config)].make(config, spec, total_updates=total_updates, **parts)
+
+
+def make_policy(config: Any, spec: EnvironmentSpec) -> Callable[[Any, Any], Any]:
+    """The published policy of the agent that `make` gives, as a function of its state.
+
+    Args:
+        config: of any family; neither a reference nor demonstrations are needed.
+        spec: of the environment.
+
+    Returns:
+        `(state, observation[N, ...]) -> distribution [N]`, over canonical actions (the box mapped to [-1, 1]^D) where
+        actions are continuous.
+
+    Raises:
+        ValueError: for a recurrent policy.
+    """
+    return FAMILIES[family_of(config)].make_policy(config, spec)

@@ -34,6 +34,7 @@ from jaxrl_off.agents.kl_regularised_losses import (
     reference_metrics,
     temperature,
 )
+from jaxrl_off.agents.normalisation import normalise, normalised_policy
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import CriticEnsemble, GaussianPolicy
 from jaxrl_off.types import Array, PyTree, Transition
@@ -117,7 +118,7 @@ def make(
             "demonstrations where one of these is above 0, and only there."
         )
     action_size = math.prod(space.shape)
-    policy = prior = GaussianPolicy(action_size, config.policy_sizes, config.policy == "tanh_normal")
+    policy = prior = _policy_network(config, spec)
     critic = CriticEnsemble(config.critics, config.critic_sizes, config.critic_layer_norm)
     adam = optax.scale_by_adam()
     clipped_adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
@@ -189,12 +190,17 @@ def make(
         del first
         policy_key, uniform_key = jax.random.split(key)
         distribution = policy.apply({"params": state.policy}, observation)
-        action = distribution.mode() if greedy else distribution.sample(policy_key)
+        if greedy:
+            action = distribution.mode()
+            log_prob = distribution.log_prob(action)
+        else:
+            action, log_prob = distribution.sample_and_log_prob(policy_key)
         if config.initial_actions == "uniform" and not greedy:
             random = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
-            action = jnp.where(state.updates == 0, random, action)
-        zeros = jnp.zeros(action.shape[:1])
-        return ActOutput(from_canonical(space, action), zeros, zeros, parameters=(), core=core)
+            starting = state.updates == 0
+            action = jnp.where(starting, random, action)
+            log_prob = jnp.where(starting, -action_size * math.log(2.0), log_prob)
+        return ActOutput(from_canonical(space, action), log_prob, None, parameters=(), core=core)
 
     def process(state: ActorCriticState, chunk: Chunk, rollout_length: int) -> Transition:
         if rollout_length != 1:
@@ -352,7 +358,32 @@ def make(
         )
         return state, metrics
 
-    return Agent(init, lambda lanes: (), act, process, update, lambda state: state)
+    def published(state: ActorCriticState, observation: Array) -> Any:
+        return policy.apply({"params": state.policy}, observation)
+
+    agent = Agent(init, lambda lanes: (), act, process, update, lambda state: state, published)
+    return normalise(
+        agent,
+        spec,
+        gamma=config.gamma,
+        observations=config.normalise_observations,
+        rewards=config.normalise_rewards,
+        at="update",
+    )
+
+
+def make_policy(config: KLRegularisedConfig, spec: EnvironmentSpec) -> Callable[[Any, Array], Any]:
+    """The policy of the agent that `make` gives, `(state, observation[N, O]) -> distribution [N]` over canonical actions.
+
+    It is the network's from the first, also where the agent would still act uniformly at random.
+    """
+    network = _policy_network(config, spec)
+    return normalised_policy(lambda state, observation: network.apply({"params": state.policy}, observation))
+
+
+def _policy_network(config: KLRegularisedConfig, spec: EnvironmentSpec) -> GaussianPolicy:
+    size = math.prod(continuous_space(spec).shape)
+    return GaussianPolicy(size, config.policy_sizes, config.policy == "tanh_normal")
 
 
 def _stored_demonstrations(

@@ -7,7 +7,8 @@ from typing import Any
 
 import flax.struct
 
-from jaxrl_off.pytrees import build, check_choices, check_ranges, static
+from jaxrl_off.agents.normalisation import refuse_normalised_demonstrations
+from jaxrl_off.pytrees import POSITIVE, build, check_choices, check_ranges, static
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("tanh_normal", "normal"),
@@ -58,6 +59,10 @@ class KLRegularisedConfig:
         pretrain_batch: observations in each of them.
         offline_updates: updates of everything on demonstrations alone before the first online one (AWAC).
         offline_batch: transitions in each of them.
+        normalise_observations: whether the networks see observations standardised by running moments, which are part of the
+            learner's state; references see them as they are. Not with demonstrations.
+        normalise_rewards: whether rewards are divided by the running standard deviation of their discounted sum. Not with
+            demonstrations.
         alpha: coefficient of the KL, initial value where it moves; lambda of `advantage_weighted` and eta of `mpo`.
         alpha_final: see `temperature`.
         target_entropy: per action dimension; SAC -1, RLPD -0.5.
@@ -94,6 +99,8 @@ class KLRegularisedConfig:
     pretrain_batch: int = static(64)
     offline_updates: int = static(0)
     offline_batch: int = static(256)
+    normalise_observations: bool = static(False)
+    normalise_rewards: bool = static(False)
     alpha: float = 0.1
     alpha_final: float = 0.01
     target_entropy: float = -1.0
@@ -243,9 +250,12 @@ def check(config: KLRegularisedConfig) -> None:
         "tau": (0.0, 1.0),
         "reference_std_floor": (0.0, infinity),
         "kl_clip": (0.0, infinity),
-        "max_grad_norm": (0.0, infinity),
+        "target_entropy": (-infinity, infinity),
+        "reward_scale": (-infinity, infinity),
+        "max_grad_norm": POSITIVE,
     }
     check_ranges(config, ranges)
+    refuse_normalised_demonstrations(config)
     learned = config.temperature in ("exponential", "entropy", "kl")
     divides = config.actor in ("mpo", "advantage_weighted")
     if (learned or divides) and isinstance(config.alpha, (int, float)) and config.alpha <= 0.0:

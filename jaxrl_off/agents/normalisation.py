@@ -13,6 +13,7 @@ squared deviations, joined by the rule of Chan, Golub and LeVeque (1979), which 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -218,4 +219,28 @@ def normalise(
             total = jnp.where(ended, 0.0, returns_of(chunk)[-1])
         return with_returns(state, chunk), NormalisedCore(core, total)
 
-    return Agent(init, initial_core, act, process, update, publish, observe)
+    policy = None if agent.policy is None else normalised_policy(agent.policy)
+    return Agent(init, initial_core, act, process, update, publish, policy, observe)
+
+
+def normalised_policy(policy: Callable[[Any, PyTree], Any]) -> Callable[[Any, PyTree], Any]:
+    """A policy `(state, observation) -> distribution` that takes states of the agent itself, and of the normalised one."""
+
+    def apply(state: Any, observation: PyTree) -> Any:
+        if not isinstance(state, NormalisedState):
+            return policy(state, observation)
+        if state.observation != ():
+            observation = standardised(state.observation, observation)
+        return policy(state.agent, observation)
+
+    return apply
+
+
+def refuse_normalised_demonstrations(config: Any) -> None:
+    """Raise a ValueError if a config asks for normalisation and for demonstrations, which are kept as they were recorded."""
+    asked = [name for name in ("normalise_observations", "normalise_rewards") if getattr(config, name)]
+    if asked and config.with_demonstrations:
+        raise ValueError(
+            f"{asked[0]}=True does not go with demonstrations, which are learned from in their own units; set it to False, or "
+            "use a preset without demonstrations."
+        )

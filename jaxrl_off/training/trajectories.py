@@ -15,11 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.agents.divergence_augmented import build_network
-from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig
-from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
+from jaxrl_off import agents
 from jaxrl_off.envs.base import ContinuousSpace, Environment, EnvironmentSpec, from_canonical, to_canonical
-from jaxrl_off.networks import GaussianPolicy
 from jaxrl_off.types import Array, Trajectories
 
 Policy = Callable[[Array, Array], tuple[Array, Array]]
@@ -140,48 +137,38 @@ def policy_functions(config: Any, spec: EnvironmentSpec, agent_state: Any) -> Po
     """The published stochastic policy of an agent, to act with and to ask for log-probabilities.
 
     Args:
-        config: the agent's own, of the family of PPO (`agents.config`, discrete or continuous actions) or of that of
-            SAC (`agents.kl_regularised_config`).
+        config: the agent's own, of any family.
         spec: of the environment it was made for.
         agent_state: of that agent; pass `agent.publish(agent_state)` for the newest parameters of the PPO family.
 
     Returns:
         `PolicyFunctions`. Densities of continuous actions are per unit of the environment's actions; where a squashed
-        action is within 1e-6 of its bounds, `log_prob` cannot tell what was squashed, and `act` can. A policy of the
-        SAC family is the network's from the first, also where the agent would still act uniformly at random.
+        action is within 1e-6 of its bounds, `log_prob` cannot tell what was squashed, and `act` can. Samples of a policy that
+        is not squashed may lie outside the box; the environment clips them, and their densities are those of the samples. A
+        policy of the SAC family is the network's from the first, also where the agent would still act uniformly at random.
 
     Raises:
-        ValueError: for a recurrent policy, another family, or parameters of another.
+        ValueError: for a recurrent policy, or the state of an agent of another family.
+        TypeError: if `config` is no configuration of an agent.
     """
-    if isinstance(config, DivergenceAugmentedConfig):
-        if config.core_size:
-            raise ValueError(
-                f"core_size={config.core_size}: this agent carries recurrent state from step to step, which act(key, "
-                "observation) has no place for; only feed-forward agents are allowed. Train one with core_size=0."
-            )
-        network, parameters = build_network(config, spec), _field(agent_state, "actor_params", config)["network"]
+    policy = agents.make_policy(config, spec)
 
-        def distribution(observation: Array) -> Any:
-            return network.apply({"params": parameters}, observation[None], (), jnp.zeros((1, len(observation)), bool))[
-                0
-            ]
+    def distribution(observation: Array) -> Any:
+        return policy(agent_state, observation)
 
-        return _functions(lambda observation: jax.tree.map(lambda leaf: leaf[0], distribution(observation)), spec, None)
-    if isinstance(config, KLRegularisedConfig):
-        space = spec.action_space
-        policy = GaussianPolicy(math.prod(space.shape), config.policy_sizes, config.policy == "tanh_normal")
-        parameters = _field(agent_state, "policy", config)
-        return _functions(lambda observation: policy.apply({"params": parameters}, observation), spec, space)
-    raise ValueError(
-        f"{type(config).__name__} is not supported; DivergenceAugmentedConfig (PPO and its kin) and "
-        "KLRegularisedConfig (SAC and its kin) are. Write act(key, observation) -> (action, log_prob) for others."
-    )
+    try:
+        jax.eval_shape(distribution, spec.zero_observation(1))
+    except AttributeError as error:
+        raise ValueError(
+            f"a {type(agent_state).__name__} is not the state of an agent of {type(config).__name__} ({error}); give the state "
+            "of an agent that was made of this config."
+        ) from error
+    return _functions(distribution, spec)
 
 
-def _functions(
-    distribution: Callable[[Array], Any], spec: EnvironmentSpec, box: ContinuousSpace | None
-) -> PolicyFunctions:
-    """Functions of `observation [N, *O] -> distribution [N]`; its actions are canonical where there is a `box`."""
+def _functions(distribution: Callable[[Array], Any], spec: EnvironmentSpec) -> PolicyFunctions:
+    """Functions of `observation [N, *O] -> distribution [N]`, whose actions are canonical where they are continuous."""
+    box = spec.action_space if isinstance(spec.action_space, ContinuousSpace) else None
     # density of canonical actions over that of the environment's
     log_volume = 0.0 if box is None else float(np.sum(np.log((np.asarray(box.high) - np.asarray(box.low)) / 2.0)))
 
@@ -232,15 +219,6 @@ def _in_batches(
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:episodes], parts)
 
     return jax.jit(run)(key)
-
-
-def _field(agent_state: Any, name: str, config: Any) -> Any:
-    if not hasattr(agent_state, name):
-        raise ValueError(
-            f"a state of {type(config).__name__}'s agents has {name}, and a {type(agent_state).__name__} has not; "
-            "give the state of an agent that was made of this config."
-        )
-    return getattr(agent_state, name)
 
 
 def _where(mask: Array, one: Array, other: Array) -> Array:

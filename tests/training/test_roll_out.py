@@ -140,14 +140,25 @@ def test_policy_of_ppo_has_the_agents_own_probabilities():
     np.testing.assert_allclose(jnp.take_along_axis(everything, action[:, None], axis=1)[:, 0], log_prob, rtol=1e-5)
 
 
-def test_policy_of_continuous_ppo():
+@pytest.mark.parametrize("name", ["ppo_continuous", "npg"])
+def test_policies_of_continuous_actions_have_the_density_of_what_was_done(name):
     lanes = envs.make("Pendulum-v1", 4)
-    config = agents.preset("ppo", sizes=(8,))
+    sizes = dict(sizes=(8,)) if name == "ppo_continuous" else dict(policy_sizes=(8,), value_sizes=(8,))
+    config = agents.preset(name, **sizes)
     agent = agents.make(config, lanes.spec, total_updates=1)
-    policy = policy_functions(config, lanes.spec, jax.jit(agent.init)(jax.random.key(0)))
+    state = jax.jit(agent.init)(jax.random.key(0))
+    policy = policy_functions(config, lanes.spec, state)
     data = roll_out(policy.act, lanes, jax.random.key(1), episodes=4, horizon=5)
     assert data.actions.shape == (4, 5, 1)
     np.testing.assert_allclose(policy.log_prob(data.observations, data.actions), data.behaviour_log_prob, rtol=1e-5)
+    # it begins near N(0, 1) in units of half the box of [-2, 2]: per unit of torque, half that density
+    torque = data.actions[..., 0]
+    expected = -0.5 * (torque / 2.0) ** 2 - 0.5 * np.log(2.0 * np.pi) - np.log(2.0)
+    np.testing.assert_allclose(data.behaviour_log_prob, expected, atol=0.1)
+    # the agent says the same of its own actions, in units of half the box
+    acted = agent.act(state, jax.random.key(2), data.observations[:, 0], agent.initial_core(4), jnp.ones(4, bool))
+    found = policy.log_prob(data.observations[:, 0], acted.action)
+    np.testing.assert_allclose(acted.log_prob, found + np.log(2.0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["tanh_normal", "normal"])
@@ -171,15 +182,17 @@ def test_policy_of_sac_has_a_density(kind):
     np.testing.assert_allclose(theirs.std(axis=0), ours.std(axis=0), rtol=0.1)
     asked = jax.jit(policy.log_prob)(jnp.broadcast_to(observation, (2000, 4, 3)), ours)
     np.testing.assert_allclose(asked, log_prob, atol=5e-3)
+    acted = agent.act(state, keys[0], observation, (), jnp.zeros(4, bool))
+    np.testing.assert_allclose(acted.log_prob - np.log(2.0), policy.log_prob(observation, acted.action), atol=5e-3)
 
 
 def test_policies_that_cannot_be():
     spec = envs.make("CartPole-v1", 1).spec
     with pytest.raises(ValueError, match="core_size=4"):
         policy_functions(agents.preset("ppo", core_size=4), spec, None)
-    with pytest.raises(ValueError, match="DapgConfig is not supported"):
+    with pytest.raises(ValueError, match="continuous actions"):
         policy_functions(agents.preset("dapg"), spec, None)
-    with pytest.raises(ValueError, match="has actor_params, and a tuple has not"):
+    with pytest.raises(ValueError, match="a tuple is not the state of an agent of DivergenceAugmentedConfig"):
         policy_functions(agents.preset("ppo"), spec, ())
     config = agents.preset("ppo", sizes=(8,))
     policy = policy_functions(config, spec, jax.jit(agents.make(config, spec, total_updates=1).init)(jax.random.key(0)))
