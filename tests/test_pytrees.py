@@ -40,7 +40,7 @@ def test_unknown_names_are_refused_with_all_names_and_the_nearest():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
 def test_numbers_outside_their_range_are_refused(rate):
-    with pytest.raises(ValueError, match=r"rate=.* is outside \[0.0, 1.0\]"):
+    with pytest.raises(ValueError, match=r"rate=.* is not allowed: rate must be a number in \[0, 1\]"):
         check_ranges(Config(rate=rate), {"rate": (0.0, 1.0)})
 
 

@@ -14,6 +14,7 @@ from jaxrl_off.agents import Chunk, DivergenceAugmentedConfig, make, preset
 from jaxrl_off.agents import divergence_augmented as agent_module
 from jaxrl_off.agents import divergence_augmented_config as config_module
 from jaxrl_off.agents.divergence_augmented_config import PRESETS
+from jaxrl_off.ops import surrogates
 from jaxrl_off.types import EpisodeStatistics
 
 REALS = [f.name for f in dataclasses.fields(DivergenceAugmentedConfig) if isinstance(f.default, float)]
@@ -69,6 +70,15 @@ def test_an_unknown_choice_names_the_field_and_the_choices(name):
         ("clip_epsilon", -0.2),
         ("max_grad_norm", -1.0),
         ("gamma", float("nan")),
+        ("max_grad_norm", 0.0),
+        ("entropy_coefficient", -0.01),
+        ("entropy_coefficient", float("nan")),
+        ("divergence_coefficient", -1.0),
+        ("adam_epsilon", -1.0),
+        ("rho_bar_value", -1.0),
+        ("core_size", -3),
+        ("product_start", 7),
+        ("learning_rate", None),
     ],
 )
 def test_a_number_out_of_range_is_refused(name, value):
@@ -76,7 +86,33 @@ def test_a_number_out_of_range_is_refused(name, value):
         preset("ppo_da", **{name: value})
 
 
+def test_text_is_no_number():
+    with pytest.raises(
+        ValueError, match=r"learning_rate='3e-4' is not allowed: learning_rate must be a number in \[0, inf\]"
+    ):
+        preset("ppo_da", learning_rate="3e-4")
+
+
+def test_weights_and_divergences_of_ones_own():
+    """A function in place of a name gives the same loss as the name that it computes."""
+    named = preset("ppo", weight="truncate", divergence="kl", sizes=(4,))
+    own = preset(
+        "ppo",
+        weight=lambda r, log_prob, a: surrogates.truncate(r, log_prob, a, 1.0),
+        divergence=lambda p, q: p - q,
+        sizes=(4,),
+    )
+    spec = envs.make("CartPole-v1", 2).spec
+    losses = [act_and_update(config, spec, random_chunk(spec))[3] for config in (named, own)]
+    np.testing.assert_allclose(losses[0]["loss"], losses[1]["loss"], rtol=1e-6)
+    assert abs(float(losses[0]["policy_loss"][0])) > 1e-3
+
+
 def test_combinations_that_cannot_be_meant_are_refused():
+    with pytest.raises(ValueError, match="penalty='none' has none"):
+        preset("ppo_da", penalty_schedule="adaptive")
+    with pytest.raises(ValueError, match="released_code=True follows section 5"):
+        preset("ppo_da", released_code=True, product_start=0)
     with pytest.raises(ValueError, match="separate_critic needs a feed-forward network"):
         preset("ppo", separate_critic=True, core_size=8)
     with pytest.raises(ValueError, match="learned"):
@@ -158,6 +194,7 @@ def test_presets_are_what_their_names_say():
     fields = {
         "ppo": dict(weight="clip", divergence="none", advantage="vtrace"),
         "ppo_gae": dict(weight="clip", divergence="none", advantage="gae", lambda_=0.95),
+        "ppo_continuous": dict(weight="clip", advantage="gae", normalise_observations=True, normalise_rewards=True),
         "ppo_entropy": dict(weight="clip", divergence="entropy", divergence_steps="multi"),
         "ppo_da_one_step": dict(weight="clip", divergence="kl", divergence_steps="one"),
         "dapo": dict(weight="identity", divergence="kl", divergence_steps="multi"),
@@ -238,13 +275,13 @@ def act_and_update(config, spec, chunk):
 
 
 def grid():
-    """Discrete and feed-forward is every preset's probe test; the rest of the grid is slow only in the compiler."""
+    """Discrete and feed-forward is every preset's probe test; the rest of the grid is long only in the compiler."""
     for name in PRESETS:
         for environment in ("Pendulum-v1", "CartPole-v1"):
             for core_size in (0, 8):
                 quick = environment == "Pendulum-v1" and (core_size == 0 or name in ("ppo_da", "geppo", "vmpo"))
                 kind = "recurrent" if core_size else "feed_forward"
-                marks = () if quick else pytest.mark.slow
+                marks = () if quick else pytest.mark.long
                 yield pytest.param(name, environment, core_size, id=f"{name}-{environment}-{kind}", marks=marks)
 
 
@@ -253,6 +290,8 @@ def test_every_preset_updates(name, environment, core_size):
     spec = envs.make(environment, LANES).spec
     config = preset(name, sizes=(8,), core_size=core_size)
     batch, before, states, metrics = act_and_update(config, spec, random_chunk(spec))
+    if config.normalise_observations:
+        before, states = before.agent, states.agent
     assert batch.reward.shape == (LANES * LENGTH // 2, 2)
     assert batch.action.dtype == (jnp.int32 if environment == "CartPole-v1" else jnp.float32)
     assert {"loss", "gradient_norm", "staleness_max", "nonfinite"} <= set(metrics)

@@ -541,7 +541,7 @@ def test_reals_are_swept():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(gamma=1.5), r"gamma=1.5 is outside \[0.0, 1.0\]"),
+        (dict(gamma=1.5), r"gamma=1.5 is not allowed: gamma must be a number in \[0, 1\]"),
         (dict(demonstration_decay=-0.1), "demonstration_decay=-0.1 is outside"),
         (dict(step_size=-1.0), "step_size=-1.0 is outside"),
         (dict(damping=float("nan")), "damping=nan is outside"),

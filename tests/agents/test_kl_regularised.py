@@ -539,7 +539,7 @@ def test_every_preset_makes_finite_updates(name):
     [
         (dict(policy="beta"), "policy='beta' is not known; choose one of tanh_normal, normal"),
         (dict(alpha=-1.0), r"alpha=-1.0 is outside"),
-        (dict(target_critics=3), r"target_critics=3 is outside \[0, 2\]"),
+        (dict(target_critics=3), r"target_critics must be a number in \[0, 2\]"),
         (dict(demonstration_fraction=1.5), "demonstration_fraction=1.5 is outside"),
         (dict(temperature="entropy", alpha=0.0), "alpha must be positive"),
         (dict(learning_rte=1.0), "unknown field learning_rte; .*Did you mean 'learning_rate'"),
