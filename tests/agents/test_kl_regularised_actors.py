@@ -153,7 +153,7 @@ def test_offline_updates_learn_from_demonstrations(name):
         ("nppac", dict(prior="advantage_filtered"), "set with_reference=False or prior='frozen'"),
         ("sac", dict(actor="mpo"), "actor='mpo' samples from a reference"),
         ("awac", dict(alpha=0.0), "actor='advantage_weighted' divides by alpha; alpha must be positive, got 0.0"),
-        ("bc", dict(pretrain_batch=0), "pretrain_batch=0 is outside"),
+        ("bc", dict(pretrain_batch=0), "pretrain_batch=0 is not allowed"),
     ],
 )
 def test_settings_that_cannot_be_meant(name, changes, message):

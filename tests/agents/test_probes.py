@@ -134,7 +134,8 @@ def failures(config, params):
     return wrong
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "ppo_da"])
+# ppo_continuous is ppo_gae with normalised rewards, whose values have another unit: test_normalisation, test_learning
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("ppo_da", "ppo_continuous")])
 def test_every_preset_finds_the_answers(name):
     """With a replay of two iterations, but for the members that are made for fresh data."""
     config = configure(name)
