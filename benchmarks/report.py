@@ -134,8 +134,8 @@ def _counts(rows: list[tuple[Paper, Section, str, str, dict[str, Claim]]], colum
     lines = []
     for column in columns:
         verdicts = [claims[column].verdict for *_, claims in rows if column in claims]
-        told = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
-        lines.append(f"<li><b>{html.escape(column)}</b>: {told}</li>")
+        shown = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+        lines.append(f"<li><b>{html.escape(column)}</b>: {shown}</li>")
     return f"<ul>{''.join(lines)}</ul>"
 
 

@@ -28,7 +28,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "PPO+Entropy": ("ppo_entropy", {}, "divergence_coefficient", (0.01, 0.03, 0.1)),
     "PPO+DA (1-step)": ("ppo_da_one_step", {}, "divergence_coefficient", (0.2, 0.5, 1.0)),
     "PPO+DA": ("ppo_da", {}, "divergence_coefficient", (0.2, 0.5, 1.0)),
-    # PPO tunes its clip; the others keep the paper's 0.2. This row tells what the clip does from what the divergence does.
+    # PPO tunes its clip; the others keep the paper's 0.2. This row separates the clip's effect from the divergence's.
     "PPO+DA (clip 0.3)": ("ppo_da", {"clip_epsilon": 0.3}, "divergence_coefficient", (0.1, 0.2, 0.5)),
     "IS (no clip, no divergence)": ("importance_weighted", {}, "entropy_coefficient", (0.0, 0.003, 0.01)),
     "DAPO (eq. 13)": ("dapo", {}, "divergence_coefficient", (0.5, 1.0, 2.0)),

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def growth_row(record: turns.Record) -> list[str]:
-    """Processor time against n and H; a machine that is shared tells little by the clock on the wall."""
+    """Processor time against n and H; on a shared machine wall-clock time says little."""
 
     def taken(task: str) -> float:
         return statistics.median(turns.times(record, f"ours {task}", clock="cpu_seconds"))

@@ -132,7 +132,7 @@ def contests(
 
 @functools.cache
 def _read(file: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Features, labels and K; the classes of the file's name count, as the authors have it."""
+    """Features, labels and number of classes K, which is at least the number in the file's name, as in the authors' code."""
     if file in SHIPPED:
         import sklearn.datasets
 

@@ -1,7 +1,7 @@
 """What a room registers: how its paper is run, and what the report says of it.
 
 A room is a folder of `benchmarks` with a module `paper` in it, whose `PAPER` is a `Paper`. `benchmarks.reproduce` and
-`benchmarks.report` find rooms by looking for such modules; nothing else has to be told of a new one.
+`benchmarks.report` find rooms by looking for such modules; a new room needs no other registration.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def write_results(
         preset_name: key of its presets.
         preset: the sizes of that preset.
         found: results of `run_all`, whose `seconds` are added up.
-        results: what is kept of them.
+        results: the part of them that the file keeps.
     """
     content = {
         "benchmark": benchmark,

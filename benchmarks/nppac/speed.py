@@ -57,7 +57,7 @@ from benchmarks.nppac.gp_worker import QUERIES, QUERY_SIZE
 from benchmarks.nppac.sac_worker import ACTIONS, BATCH, CRITICS, LOOP, OBSERVATIONS, PENDULUM, UPDATES, WIDTHS
 
 PEERS = Path(__file__).parent
-# sbx only imports torch. Its default build is large; where pip is told of an index with a build for CPU alone, that serves.
+# sbx only imports torch. Its default build is large; a build for CPU alone is enough.
 SBX = ((f"jax=={jax.__version__}", "gymnasium[mujoco]", "sbx-rl==0.28.0"),)
 REPORTED = ("rejax", "gymnax", "sbx-rl", "stable-baselines3", "torch")
 BARS = {"sbx": "2.0", "rejax": "1.0", "nppac": "costs at most 1.1 times", "query": "at most 60 ms"}

@@ -240,7 +240,7 @@ def selections(trajectories: Any, target: np.ndarray, domain: Any, cells: np.nda
 
 
 def rows_of(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Methods of a case with STAR's grid told as its best and its median; grid points that failed count as infinitely bad."""
+    """Methods of a case, with the best and the median point for STAR's grid; failed points count as infinitely bad."""
     methods = {name: row for name, row in case["methods"].items() if not name.startswith("|Z|")}
     grid = {name: row for name, row in case["methods"].items() if name.startswith("|Z|")}
     order = sorted(

@@ -13,13 +13,13 @@ Where the libraries do not do the same work:
 
 * A run of ours is the whole public call `fit_network_q`: it also checks the data and evaluates all states. A run of d3rlpy is
   its public call `fit` without logging to files, which draws every batch from its replay buffer, one transition after the
-  other in Python: that is its own work, and `one batch` tells what is left without it (`update` on a batch drawn before).
+  other in Python: that is its own work, and `one batch` measures it without that (`update` on a batch drawn before).
 * d3rlpy asks the policy it evaluates for actions at every update, here a network of one unit; ours has candidates of all states
   beforehand, whose cost is not in the run.
 * The discrete target is a sum over actions in ours, Q of one action in d3rlpy; the loss is squared in ours, and in d3rlpy
   squared or, of discrete actions, Huber's. Neither costs much.
 
-The first run makes `.venv-d3rlpy` (torch's default build is large; where pip is told of one for CPU alone, that serves).
+The first run makes `.venv-d3rlpy` (torch's default build is large; a build for CPU alone is enough).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ Function = Callable[[Inputs], "Estimate"]
 
 
 def methods_of(domain: Domain) -> dict[str, Function]:
-    """All estimators but STAR that can be had on a domain, by name."""
+    """All estimators but STAR that work on a domain, by name."""
     from jaxrl_off.estimators.trajectory.columns.target_policy import target_actions
     from jaxrl_off.estimators.trajectory.occupancy import linear as linear_occupancy
     from jaxrl_off.estimators.trajectory.occupancy import tabular as tabular_occupancy

@@ -82,7 +82,7 @@ class Case:
 
 
 def run_case(case: Case) -> dict[str, Any]:
-    """All repetitions of a case; what they say of every method."""
+    """Run all repetitions of a case; returns the summary of every method."""
     import jax
 
     from benchmarks.star.suite_domains import DOMAINS
@@ -158,7 +158,7 @@ def evaluated(function: Function, inputs: Inputs) -> tuple[np.ndarray, np.ndarra
 
 
 def star_of(domain: Domain, inputs: Inputs, resamples: int) -> tuple[dict[str, str], dict[str, Any]]:
-    """STAR's best, median and selected points, as `evaluated` tells methods, and which the first two are."""
+    """Labels of the best and the median point of STAR's grid, and what `evaluated` returns for them and the selected one."""
     from jaxrl_off.estimators.trajectory.reward_processes import selection as star_selection
     from jaxrl_off.estimators.trajectory.reward_processes import star
     from jaxrl_off.types import Estimate
