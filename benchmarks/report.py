@@ -122,7 +122,7 @@ def claims_part(rooms: list[Paper], found: dict[str, list[Result]]) -> str:
     counts = _counts(rows, shown)
     note = (
         "<p><i>Reproduced</i> and <i>not reproduced</i> mean that an interval (95 %, or the rule that stands in the section) "
-        "excludes the opposite; <i>undecided</i> that the data do not tell, as is usual at the quick preset; <i>holds</i> and "
+        "excludes the opposite; <i>undecided</i> that the data do not tell, or fewer than five seeds; <i>holds</i> and "
         "<i>fails</i> belong to criteria of our own where the paper has no number.</p>"
     )
     header = ["paper", "claim", "the paper's number", *(f"ours: {column}" for column in shown), "section"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.machinery.command import Table
 from benchmarks.machinery.papers import Claim
-from benchmarks.machinery.verdicts import bootstrap_interval, interquartile_mean, verdict
+from benchmarks.machinery.verdicts import ENOUGH, bootstrap_interval, interquartile_mean, verdict
 
 
 def last_fifth(curve: list[float | None]) -> float:
@@ -91,15 +91,20 @@ def _aggregate(table: dict[str, dict[str, np.ndarray]], games: list[str]) -> dic
 
 
 def claims(content: dict[str, Any]) -> list[Claim]:
-    """The paper's claims beside ours, each with an interval (bootstrap over seeds) and a verdict."""
+    """The paper's claims beside ours, each with an interval (bootstrap over seeds) and a verdict.
+
+    Below `ENOUGH` seeds all are undecided.
+    """
     final, games = content["final"], content["sizes"]["games"]
     regimes = dict.fromkeys(result["regime"] for result in final)
     scores = {regime: score_table(final, regime) for regime in regimes}
+    enough = min(len(result["runs"]) for result in final) >= ENOUGH
     rows: list[Claim] = []
 
     def add(statement: str, paper: str, interval: tuple[float, float, float], claim: str) -> None:
         value, low, high = interval
-        rows.append(Claim(statement, paper, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", verdict(low, high, claim)))
+        told = verdict(low, high, claim) if enough else "undecided"
+        rows.append(Claim(statement, paper, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", told))
 
     def known(regime: str, *methods: str) -> bool:
         return all(method in scores.get(regime, {}) for method in methods)

@@ -9,7 +9,7 @@ from benchmarks.deterministic.names import CUMULATIVE, SHORT, expected_slope
 from benchmarks.machinery.command import Table
 from benchmarks.machinery.papers import Claim
 from benchmarks.machinery.report_parts import figure, pyplot, tables_part
-from benchmarks.machinery.verdicts import all_of, verdict
+from benchmarks.machinery.verdicts import ENOUGH, all_of, verdict
 
 
 def tables(content: dict[str, Any]) -> list[Table]:
@@ -199,7 +199,7 @@ def claims(content: dict[str, Any]) -> list[Claim]:
                     "the authors' experiment; no number was at hand",
                     f"{ours['regret']:.2g} ± {ours['regret_error']:.1g} against "
                     f"{theirs['regret']:.2g} ± {theirs['regret_error']:.1g}",
-                    verdict(gain - error, gain + error, "greater"),
+                    verdict(gain - error, gain + error, "greater") if ours["repetitions"] >= ENOUGH else "undecided",
                 )
             )
     return found

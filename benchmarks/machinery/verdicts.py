@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 RESAMPLES = 2000
+ENOUGH = 5  # seeds, or repetitions; an interval from fewer decides nothing
 
 
 def bootstrap_interval(

@@ -8,11 +8,10 @@ import numpy as np
 
 from benchmarks.machinery.command import Table
 from benchmarks.machinery.papers import Claim
-from benchmarks.machinery.verdicts import bootstrap_interval, interquartile_mean, verdict
+from benchmarks.machinery.verdicts import ENOUGH, bootstrap_interval, interquartile_mean, verdict
 
 OURS = "N-PPAC (GP)"
 QUALITATIVE = "ahead of the state of the art (abstract; no number was at hand)"
-ENOUGH = 5  # seeds below which nothing is decided
 
 
 def curve_of(run: dict[str, Any], scale: list[float] | None = None) -> np.ndarray:

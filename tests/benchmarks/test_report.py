@@ -6,6 +6,7 @@ import re
 import pytest
 
 from benchmarks import report
+from benchmarks.dapo.claims import claims as dapo_claims
 from benchmarks.machinery import verdicts
 from benchmarks.machinery.papers import papers
 from benchmarks.machinery.report_parts import command_today
@@ -80,3 +81,11 @@ def test_a_page_of_one_section(tmp_path, monkeypatch):
     assert "<h3 id='el_speed'>" in text
     assert "python -m benchmarks.empirical_likelihood.speed" in text
     assert "star_ope" not in text
+
+
+def test_two_seeds_decide_nothing(monkeypatch):
+    monkeypatch.setattr(verdicts, "RESAMPLES", 20)
+    content = json.loads((report.COMMITTED / "dapo_minatar_cpu.json").read_text())
+    assert {claim.verdict for claim in dapo_claims(content)} == {"reproduced", "not reproduced", "undecided"}
+    few = [result | {"runs": result["runs"][:2]} for result in content["final"]]
+    assert {claim.verdict for claim in dapo_claims(content | {"final": few})} == {"undecided"}
