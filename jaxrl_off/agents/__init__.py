@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         kl_regularised,
         kl_regularised_config,
         kl_regularised_losses,
+        normalisation,
     )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "kl_regularised_losses",
     "make",
     "make_policy",
+    "normalisation",
     "preset",
     "wants_demonstrations",
     "wants_reference",
