@@ -63,7 +63,7 @@ def test_it_comes_to_the_value_of_the_counted_model_and_near_the_truth(process, 
     assert abs(value - float(process.value(policy))) < 4 * float(model.standard_error) + 0.05
     wanted = tabular.values_on(numbered, tabular.tabular_q(numbered, policy, discount=DISCOUNT), policy)
     assert np.sqrt(np.mean((np.asarray(fit.values.q) - np.asarray(wanted.q)) ** 2)) < 0.1
-    found = corrected.direct_method(data, fit.values.v, discount=DISCOUNT)
+    found = corrected.direct_method(data, fit.values.v)
     np.testing.assert_allclose(found.value, value, rtol=1e-6)
     # what is left is the noise of rewards and transitions
     assert float(fit.losses[0, -1]) < float(fit.losses[0, 0])

@@ -133,7 +133,7 @@ def test_backward_is_rounds_of_regression(played, horizon_exit):
     np.testing.assert_allclose(fit.values.final, np.where(data.terminated.any(axis=1), 0.0, v), atol=1e-8)
     whole = linear_q.linear_q_evaluation(data, target, method="backward", **options)
     np.testing.assert_allclose(whole.value, np.mean(np.asarray(fit.values.v)[:, 0]), rtol=1e-9)
-    direct = corrected.direct_method(data, fit.values.v, discount=GAMMA)
+    direct = corrected.direct_method(data, fit.values.v)
     assert whole.standard_error > direct.standard_error
 
 

@@ -171,7 +171,7 @@ def test_values_feed_the_corrected_estimators(data, target):
         values = traces.fit_traces(data, target, trace=trace, features=one_hot, discount=DISCOUNT).values
         found = corrected.weighted_doubly_robust(data, log_prob, values.q, values.v, discount=DISCOUNT)
         assert np.isfinite(found.value)
-        direct = corrected.direct_method(data, values.v, discount=DISCOUNT)
+        direct = corrected.direct_method(data, values.v)
         whole = traces.trace_evaluation(data, target, trace=trace, features=one_hot, discount=DISCOUNT)
         np.testing.assert_allclose(direct.value, whole.value, rtol=1e-9)
         assert whole.standard_error > direct.standard_error
