@@ -69,7 +69,7 @@ class EstimateBandit:
     calibration: str = "f"
     """Of el: f, chi2 or finite_sample."""
     on_bad: Literal["error", "drop"] = "error"
-    """What to do with rows that cannot be meant."""
+    """What to do with rows that have invalid values."""
     output: Path | None = None
     """Write the numbers to this JSON file, and a plot beside it; nothing is overwritten."""
 
@@ -160,6 +160,7 @@ def _rows(options: EstimateBandit, names: list[str], log: BanditLog, largest: fl
     import numpy as np
 
     from jaxrl_off.estimators import bandit
+    from jaxrl_off.estimators.warnings import warnings_of
 
     weights = log.target_propensity / log.propensity
     slices = [("all", np.ones(len(weights), bool))]
@@ -181,7 +182,8 @@ def _rows(options: EstimateBandit, names: list[str], log: BanditLog, largest: fl
             found = getattr(bandit, function)(weights[here], log.reward[here], **settings)
             numbers = {key: float(getattr(found, key)) for key in found._fields if key != "diagnostics"}
             diagnostics = {key: float(value) for key, value in found.diagnostics.items()}
-            rows.append({"slice": label, "estimator": name, **numbers, "diagnostics": diagnostics})
+            told = dict(diagnostics=diagnostics, warnings=list(warnings_of(found)))
+            rows.append({"slice": label, "estimator": name, **numbers, **told})
     return rows
 
 
@@ -209,7 +211,15 @@ def _print(options: EstimateBandit, rows: list[dict[str, Any]], log: BanditLog, 
     if report.dropped:
         reasons = ", ".join(f"{name}: {count}" for name, count in report.reasons.items())
         print(f"{report.dropped} rows were dropped ({reasons}).")
-    if any(abs(row["diagnostics"]["mean_weight_z"]) > 4.0 for row in rows):
-        print(
-            "A mean weight more than 4 standard errors from 1 says that propensities are not what they are said to be."
-        )
+    for sentence, where in _by_sentence(rows).items():
+        print(f"{', '.join(where)}: {sentence}")
+
+
+def _by_sentence(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Each warning once, with the estimates that it is about."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for sentence in row["warnings"]:
+            label = row["estimator"] if row["slice"] == "all" else f"{row['estimator']} ({row['slice']})"
+            found.setdefault(sentence, []).append(label)
+    return found

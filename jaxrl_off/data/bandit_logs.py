@@ -16,12 +16,13 @@ import numpy as np
 from jaxrl_off.types import BanditLog
 
 _MOST_ACTIONS = 2**31 - 1
+_MOST_PROBABLE = 1.0 + 1e-6  # softmax in float32 may round above 1; such probabilities are taken as 1
 _ADVICE = {
     "context": "Fill in what is missing, or leave that column out",
     "action": "Number actions from 0 without gaps, and give num_actions if the log need not hold the last one",
     "reward": "Write NaN where a reward was not observed",
-    "propensity": "It is h(a|x) of the action that was taken, which therefore was possible; mend the log",
-    "target_propensity": "It is pi(a|x) of the action that was logged; mend the log",
+    "propensity": "It is h(a|x) of the action that was taken, which therefore was possible; correct the log",
+    "target_propensity": "It is pi(a|x) of the action that was logged; correct the log",
 }
 
 
@@ -135,10 +136,10 @@ def check(
         "context": ~np.isfinite(log.context).all(axis=1),
         "action": ~((log.action >= 0) & (log.action < most) & (log.action == np.floor(log.action))),
         "reward": np.isinf(log.reward),
-        "propensity": ~((log.propensity > 0) & (log.propensity <= 1)),
+        "propensity": ~((log.propensity > 0) & (log.propensity <= _MOST_PROBABLE)),
     }
     if log.target_propensity is not None:
-        wrong["target_propensity"] = ~((log.target_propensity >= 0) & (log.target_propensity <= 1))
+        wrong["target_propensity"] = ~((log.target_propensity >= 0) & (log.target_propensity <= _MOST_PROBABLE))
     for name in finite:
         key = f"column {name}"
         values[key], allowed[key] = as_numbers(log.columns[name], name + of), "finite"
@@ -153,7 +154,7 @@ def check(
     if reasons and on_bad == "error":
         name = next(iter(reasons))
         raise ValueError(
-            f"{name} must be {allowed[name]}; {place(wrong[name], values[name])}. {_ADVICE.get(name, 'Mend the log')}; "
+            f"{name} must be {allowed[name]}; {place(wrong[name], values[name])}. {_ADVICE.get(name, 'Correct the log')}; "
             "on_bad='drop' leaves such rows out and counts them."
         )
     keep, malformed = ~np.any(list(wrong.values()), axis=0), 0 if origin is None else origin.malformed
@@ -161,7 +162,7 @@ def check(
         found = [f"{len(keep)} were read", *(f"{name} is wrong in {count}" for name, count in reasons.items())]
         raise ValueError(
             f"{'the log' if origin is None else origin.path} has no row that can be used: {', '.join(found)}, and "
-            f"{malformed} lines are malformed. Mend the log."
+            f"{malformed} lines are malformed. Correct the log."
         )
     if reward_range is not None:
         low, high = reward_range
@@ -169,10 +170,13 @@ def check(
         if outside.any():
             raise ValueError(
                 f"reward must be in [{low:g}, {high:g}], the range that was given; {place(outside, log.reward)}. Give "
-                "the range that rewards can have, or mend the log."
+                "the range that rewards can have, or correct the log."
             )
     fields = {name: None if x is None else x[keep] for name, x in log._asdict().items() if name in _ADVICE}
     fields["action"] = fields["action"].astype(np.int32)
+    for name in ("propensity", "target_propensity"):
+        if fields[name] is not None:
+            fields[name] = np.minimum(fields[name], 1.0)
     num_actions = int(fields["action"].max()) + 1 if log.num_actions is None else log.num_actions
     columns = {name: column[keep] for name, column in log.columns.items()}
     kept = log._replace(**fields, num_actions=num_actions, columns=columns)
@@ -262,6 +266,8 @@ def as_numbers(values: Any, name: str, *, keep_floats: bool = False) -> np.ndarr
     Raises:
         ValueError: for text, complex numbers, dates, and what is ragged.
     """
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a NumPy masked array; leave masked rows out before the log is made.")
     array = _array(values, name)
     kind = array.dtype.kind
     text = kind in "SU" or (kind == "O" and any(isinstance(value, str | bytes) for value in array.flat))

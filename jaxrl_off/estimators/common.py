@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxrl_off.estimators.warnings import FEWEST_FOR_Z
 from jaxrl_off.types import Array
 
 SIDES = ("two", "lower", "upper")
@@ -106,8 +107,26 @@ def standard_error(counts: Array, influence: Array) -> Array:
     return jnp.where(total > 1, error, jnp.inf)
 
 
+def z_score(mean: Array, expected: float, error: Array, total: Array) -> Array:
+    """Standard errors that a mean is away from what it should be.
+
+    NaN for fewer than `FEWEST_FOR_Z` rows, where an error of a few rows says nothing; infinite where the mean is off and the
+    rows do not vary.
+    """
+    apart = mean - expected
+    # rounding of a constant is no distance
+    apart = jnp.where(jnp.abs(apart) <= 1e-12 * (1.0 + jnp.abs(mean)), 0.0, apart)
+    varies = error > 1e-12 * (1.0 + jnp.abs(mean))
+    still = jnp.where(apart == 0, 0.0, jnp.sign(apart) * jnp.inf)
+    score = jnp.where(varies, apart / jnp.where(varies, error, 1.0), still)
+    return jax.lax.stop_gradient(jnp.where(total >= FEWEST_FOR_Z, score, jnp.nan))
+
+
 def effective_size(counts: Array, weights: Array) -> Array:
     """Kish's `(sum c w)^2 / sum c w^2`, in rows; 0 without any weight."""
+    # squares of large weights would overflow
+    largest = jax.lax.stop_gradient(jnp.max(jnp.where(counts > 0, jnp.abs(weights), 0.0), initial=0.0))
+    weights = jnp.where(counts > 0, weights, 0.0) / jnp.where(largest > 0, largest, 1.0)
     squares = jnp.sum(counts * jnp.square(weights))
     return jnp.square(jnp.sum(counts * weights)) / jnp.where(squares > 0, squares, 1.0)
 

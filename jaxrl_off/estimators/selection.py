@@ -32,7 +32,7 @@ def slope(estimates: Sequence[Estimate], *, sides: str = "two", deviations: Any 
         The index into `estimates`.
 
     Raises:
-        ValueError: for no estimates, estimates without an interval, unknown sides, or deviations that cannot be meant.
+        ValueError: if no estimates, estimates without an interval, unknown sides, or deviations are invalid.
 
     Example:
         >>> from jaxrl_off.estimators.bandit import clipped_ips

@@ -73,10 +73,23 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("mean_weight", "mean_weight_z", "rows"),
-        lambda d: "mean_ratio" not in d and d["rows"] >= FEWEST_FOR_Z and abs(d["mean_weight_z"]) > SURPRISING_Z,
+        lambda d: (
+            "mean_ratio" not in d
+            and d.get("no_overlap", 0.0) == 0.0
+            and d["rows"] >= FEWEST_FOR_Z
+            and abs(d["mean_weight_z"]) > SURPRISING_Z
+        ),
         lambda d: (
             f"Importance weights average {_short(d['mean_weight'])} instead of 1 ({_errors(d['mean_weight_z'])}): the logged "
             "probabilities are probably wrong, or the target policy does what was never logged."
+        ),
+    ),
+    Rule(
+        ("stretched",),
+        lambda d: d["stretched"] > 0.0,
+        lambda d: (
+            "The value lies outside the interval cut to what is possible; the interval was stretched to it. Few rows carry "
+            "the weight, or the logged probabilities are wrong: prefer a self-normalised estimator."
         ),
     ),
     Rule(

@@ -1,7 +1,8 @@
 """Confidence sequences for the mean of bounded observations: they cover at every N, and at all of them at once.
 
 `values` is `float64[n]` in the order of observation, `mask` is `bool[n]`, what was observed, or None for all; `level`, `sides`
-and the results are those of `intervals`. All are pure, jittable and vmappable, and want float64 (`with jax.enable_x64(True)`).
+and the results are those of `intervals`. If the lower bound is above the upper one, the data refute that each observation has
+the same mean given those before it (sorted rows do so): the result is then the whole range, never a crossed interval. All are pure, jittable and vmappable, and want float64 (`with jax.enable_x64(True)`).
 
 Reference: Waudby-Smith and Ramdas, "Estimating Means of Bounded Random Variables by Betting", 2023.
 """
@@ -65,7 +66,8 @@ def bernstein_sequence(
     centre, radius = jnp.cumsum(bets * scaled) / safe, (costs - jnp.log(delta)) / safe
     lower = jax.lax.cummax(jnp.where(stakes > 0, jnp.clip(centre - radius, 0.0, 1.0), 0.0))
     upper = jax.lax.cummin(jnp.where(stakes > 0, jnp.clip(centre + radius, 0.0, 1.0), 1.0))
-    return within(Interval(minimum + width * lower, minimum + width * upper), True, sides, minimum, maximum)
+    known = (lower <= upper) | (sides != "two")
+    return within(Interval(minimum + width * lower, minimum + width * upper), known, sides, minimum, maximum)
 
 
 def betting_interval(
@@ -109,7 +111,8 @@ def betting_interval(
         return jax.lax.fori_loop(0, _BISECTIONS, bisect, (jnp.zeros_like(delta), jnp.ones_like(delta)))[0]
 
     lower, missing = jax.lax.map(lower_bound, jnp.stack([scaled, 1.0 - scaled]))
-    return within(Interval(minimum + width * lower, maximum - width * missing), True, sides, minimum, maximum)
+    known = (lower + missing <= 1.0) | (sides != "two")
+    return within(Interval(minimum + width * lower, maximum - width * missing), known, sides, minimum, maximum)
 
 
 def _scaled(values: Array, mask: Array | None, minimum: Array | float, width: Array | float) -> tuple[Array, Array]:

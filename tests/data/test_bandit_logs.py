@@ -155,7 +155,7 @@ def test_further_columns_that_must_be_finite():
     log, _ = from_arrays(**columns(), columns={"q": [0, 1, NAN, 0.5, np.inf, 0], "context": np.ones(6)})
     assert check(log)[1].rows == 6
     with pytest.raises(
-        ValueError, match="column q must be finite; row 2 has nan, and 2 of 6 rows are so. Mend the log"
+        ValueError, match="column q must be finite; row 2 has nan, and 2 of 6 rows are so. Correct the log"
     ):
         check(log, finite=["q"])
     kept, report = check(log, finite=["q", "context"], on_bad="drop")

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import check_range, is_concrete, padded_size, standard_error, weighted_mean
+from jaxrl_off.estimators.common import check_range, is_concrete, padded_size, standard_error, weighted_mean, z_score
 from jaxrl_off.types import Array
 
 MATRICES = ("control_variates", "slot_weights")  # columns that have several numbers a row
@@ -71,6 +72,8 @@ def rows_of(
         ValueError: for lengths that differ, no rows, NaN, or values outside their range; names the column and the first row.
             Weights above the largest by a relative 1e-6 are taken for it.
     """
+    if isinstance(rewards, np.ma.MaskedArray):
+        raise ValueError("rewards are a NumPy masked array; leave masked rows out, or give them counts of 0.")
     concrete = is_concrete(weights, rewards, counts, weight_range, reward_range, others)
     library = np if concrete else jnp
     rewards = library.asarray(rewards, library.float64)
@@ -78,7 +81,14 @@ def rows_of(
         raise ValueError(f"rewards must be one column, got shape {rewards.shape}; use jax.vmap for several logs.")
     columns = {"weights": library.ones_like(rewards) if weights is None else weights, "rewards": rewards}
     columns["counts"] = library.ones_like(rewards) if counts is None else counts
-    columns = {name: library.asarray(value, library.float64) for name, value in (columns | others).items()}
+    columns |= others
+    for name, column in columns.items():
+        if isinstance(column, np.ma.MaskedArray):
+            raise ValueError(
+                f"{name} is a NumPy masked array; masked entries would be taken for numbers. Leave these rows out, or give "
+                "them counts of 0, and hand over `array.filled(0)`."
+            )
+    columns = {name: library.asarray(value, library.float64) for name, value in columns.items()}
     for name, column in columns.items():
         matrix = name in MATRICES
         if column.shape[:1] != rewards.shape or column.ndim != 1 + matrix:
@@ -118,8 +128,8 @@ def _check_values(
         raise ValueError("the log is empty: no row has a positive count; nothing can be estimated.")
     ranges = {"weights": weight_range or (0.0, math.inf), "rewards": reward_range or (-math.inf, math.inf)}
     advice = {
-        "weights": "weights are pi(a|x) / h(a|x); give the range they can have as weight_range, or mend the propensities",
-        "rewards": "give the range that rewards can have as reward_range, or mend the log",
+        "weights": "weights are pi(a|x) / h(a|x); give the range they can have as weight_range, or correct the propensities",
+        "rewards": "give the range that rewards can have as reward_range, or correct the log",
     }
     for name, column in columns.items():
         low, high = ranges.get(name, (-math.inf, math.inf))
@@ -131,7 +141,7 @@ def _check_values(
             row = int(np.argmax(wrong))
             raise ValueError(
                 f"{name} must be finite and in [{low:g}, {high:g}]; row {row} has {column[row]}, and {int(wrong.sum())} rows "
-                f"are so. {advice.get(name, 'Mend the log').capitalize()}."
+                f"are outside it. {advice.get(name, 'correct the log').capitalize()}."
             )
 
 
@@ -147,14 +157,22 @@ def regression_error(counts: Array, target: Array, centred: Array) -> Array:
 
 
 def weight_diagnostics(counts: Array, weights: Array) -> dict[str, Array]:
-    """What weights tell of the log: `rows` N, `mean_weight` (1 in expectation), how many standard errors it is from 1
-    (`mean_weight_z`), and `largest_weight`.
+    """What weights say about the log.
+
+    * `rows`: N.
+    * `mean_weight`, 1 in expectation, and `mean_weight_z`, how many standard errors it is from 1 (see `z_score`).
+    * `largest_weight`.
+    * `no_overlap`: 1 if no row has any weight, so that the log has nothing of what the target policy does.
     """
-    mean = weighted_mean(counts, weights)
-    error = standard_error(counts, weights)
+    largest = jnp.max(jnp.where(counts > 0, weights, 0.0))
+    # sums and squares of large weights would overflow
+    scale = jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.where(counts > 0, jnp.abs(weights), 0.0))), 1.0)
+    mean, error = weighted_mean(counts, weights / scale), standard_error(counts, weights / scale)
+    total = jnp.sum(counts)
     return {
-        "rows": jnp.sum(counts),
-        "mean_weight": mean,
-        "mean_weight_z": (mean - 1.0) / jnp.where(error > 0, error, 1.0),
-        "largest_weight": jnp.max(jnp.where(counts > 0, weights, 0.0)),
+        "rows": total,
+        "mean_weight": scale * mean,
+        "mean_weight_z": z_score(mean, 1.0 / scale, error, total),
+        "largest_weight": largest,
+        "no_overlap": jnp.all((counts == 0) | (weights == 0)).astype(total.dtype),
     }

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical_core import estimate_value, threshold_of
-from jaxrl_off.estimators.common import check_level, check_range, is_concrete
+from jaxrl_off.estimators.common import check_level, check_range, is_concrete, z_score
 from jaxrl_off.types import Array, Estimate
 
 
@@ -81,8 +81,9 @@ def _described(s: _Sums) -> tuple[dict[str, Array], Array, Array]:
     diagnostics = {
         "rows": s.n,
         "mean_weight": s.w / s.n,
-        "mean_weight_z": jnp.where(error > 0, (s.w / s.n - 1.0) / jnp.where(error > 0, error, 1.0), s.w / s.n - 1.0),
+        "mean_weight_z": z_score(s.w / s.n, 1.0, error, s.n),
         "largest_weight": s.largest,
+        "no_overlap": jnp.asarray(s.w == 0.0, jnp.float64),
     }
     # of w r - slope (w - 1), whose centre at 1 is known
     square, product = s.ww - 2.0 * s.w + s.n, s.wwr - s.wr
@@ -122,7 +123,7 @@ def cressie_read(
         An `Estimate` with diagnostics as `empirical_likelihood`. Its standard error is that of empirical likelihood.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     check_level(level, sides)
     limits, span = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
@@ -258,7 +259,7 @@ def power_divergence(
         An `Estimate` with diagnostics as `empirical_likelihood`.
 
     Raises:
-        ValueError: for columns, ranges or a parameter that cannot be meant.
+        ValueError: if columns, ranges or a parameter are invalid.
     """
     if not power > -1.0 or math.isinf(power):
         raise ValueError(f"power must be a finite number above -1, got {power}; -2 is `cressie_read`.")

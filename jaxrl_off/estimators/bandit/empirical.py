@@ -130,7 +130,7 @@ def empirical_likelihood(
         (what Q has to add), `observed_mass` (of Q at the data), and with a level `threshold` (Delta).
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
 
     Example:
         >>> log = dict(weights=[0.0, 0.5, 1.0, 2.0, 3.0], rewards=[0.0, 1.0, 0.0, 1.0, 1.0])
@@ -194,7 +194,7 @@ def likelihood_weights(
         omega, `float64[n]`, or `float64[m]`.
 
     Raises:
-        ValueError: for columns, ranges or a level that cannot be meant.
+        ValueError: if columns, ranges or a level are invalid.
     """
     check_level(level, "two")
     ranges = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
@@ -239,7 +239,7 @@ def empirical_likelihood_difference(
         An `Estimate`; diagnostics are those of u, and `value_low`, `value_high`, `threshold`.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     check_level(level, sides)
     if calibration not in ("f", "chi2"):
@@ -291,7 +291,7 @@ def censored_empirical_likelihood(
         share of weight that was observed under Q.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     check_level(level, sides)
     if calibration not in ("f", "chi2"):

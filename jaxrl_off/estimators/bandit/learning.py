@@ -119,7 +119,7 @@ def learn(
     *,
     objective: str = "lower_bound_reweighted",
     hidden: Sequence[int] = (),
-    passes: int = 20,
+    passes: int | None = None,
     batch_size: int = 256,
     learning_rate: float = 0.01,
     weight_decay: float = 1e-4,
@@ -143,7 +143,7 @@ def learn(
         num_actions: K.
         objective: one of `OBJECTIVES`; see the module.
         hidden: widths of hidden layers; none for a linear policy.
-        passes: over the data, each in a new order.
+        passes: over the data, each in a new order; None for 20, or for 500 with `lower_bound`, of which a pass is one step.
         batch_size: rows of a step; `lower_bound` takes all rows at once.
         learning_rate: of Adam.
         weight_decay: decoupled, of the weights.
@@ -159,7 +159,7 @@ def learn(
         A `Learning`.
 
     Raises:
-        ValueError: for arguments that cannot be meant.
+        ValueError: if arguments are invalid.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
@@ -175,6 +175,8 @@ def learn(
             "level must be between 0 and 1, such as 0.95, got None; it is that of the bound that is learned on."
         )
     check_level(level, "two")
+    if passes is None:
+        passes = 500 if objective == "lower_bound" else 20
     limits = common.check_weight_range(weight_range) if weight_range is not None else (0.0, math.inf)
     span = check_range("reward_range", reward_range)
     for name, value in (("passes", passes), ("batch_size", batch_size), ("num_actions", num_actions)):
@@ -226,7 +228,7 @@ def _check_columns(
     for message, bad in checks.items():
         if bad.any():
             raise ValueError(
-                f"{message}; row {int(np.argmax(bad))} is not, and {int(bad.sum())} rows are so. Mend the log."
+                f"{message}; row {int(np.argmax(bad))} is not, as are {int(bad.sum())} rows in all. Correct the log."
             )
 
 

@@ -65,7 +65,7 @@ def make_histogram(
         reward_buckets: R, at least 1; 1 loses nothing for rewards that are at the ends of their range.
 
     Raises:
-        ValueError: for ranges or sizes that cannot be meant.
+        ValueError: if ranges or sizes are invalid.
 
     Example:
         >>> state = update_histogram(make_histogram((0.0, 4.0)), [0.5, 3.0], [1.0, 0.25])

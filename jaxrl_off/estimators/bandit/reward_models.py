@@ -57,7 +57,7 @@ def cross_fitted(
         `float64[n, K]`.
 
     Raises:
-        ValueError: for arguments that cannot be meant.
+        ValueError: if arguments are invalid.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")

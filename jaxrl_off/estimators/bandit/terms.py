@@ -39,6 +39,7 @@ class Terms(NamedTuple):
         denominator: `float[n]`, d, or None.
         weights: `float[n]`, the weights that rewards end up with, for diagnostics.
         range: least and greatest a, where there is no ratio; None if they are not known.
+        needs_weights: whether a log without any weight says nothing about the value.
     """
 
     mean: Array
@@ -46,6 +47,7 @@ class Terms(NamedTuple):
     denominator: Array | None
     weights: Array
     range: tuple[Array, Array] | None
+    needs_weights: Array | bool = True
 
 
 class Settings(NamedTuple):
@@ -56,7 +58,8 @@ class Settings(NamedTuple):
         sides: "two", "lower" or "upper".
         interval: its kind.
         resamples: of the bootstrap.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the order in which "betting" reads rows.
+        ordered: whether the order of rows is time, so that "betting" reads them as they are.
     """
 
     level: float | None
@@ -64,10 +67,17 @@ class Settings(NamedTuple):
     interval: str
     resamples: int
     seed: int
+    ordered: bool = False
 
 
 def settings_of(
-    level: float | None, sides: str, interval: str, resamples: int, seed: int, why_unbounded: str | None
+    level: float | None,
+    sides: str,
+    interval: str,
+    resamples: int,
+    seed: int,
+    why_unbounded: str | None,
+    ordered: bool = False,
 ) -> Settings:
     """Checked settings.
 
@@ -78,9 +88,10 @@ def settings_of(
         resamples: as given.
         seed: as given.
         why_unbounded: why there is no range of terms that an interval could use, or None if there is one.
+        ordered: as given.
 
     Raises:
-        ValueError: for settings that cannot be meant.
+        ValueError: for invalid settings.
     """
     check_level(level, sides)
     if interval not in (*ASYMPTOTIC, *BOUNDED):
@@ -89,7 +100,11 @@ def settings_of(
         raise ValueError(f"interval={interval!r} needs a known range: {why_unbounded}; use {', '.join(ASYMPTOTIC)}.")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}.")
-    return Settings(level, sides, interval, resamples, seed)
+    if ordered and interval != "betting":
+        raise ValueError(
+            f"ordered=True is for interval='betting', the only one that depends on the order; got {interval!r}."
+        )
+    return Settings(level, sides, interval, resamples, seed, ordered)
 
 
 def unbounded(weight_range: Sequence[float] | None, largest: Any, ratio: bool) -> str | None:
@@ -107,6 +122,10 @@ def estimate_terms(
 ) -> Estimate:
     """The estimate, its standard error, and the interval that was asked for, cut to the reward range; that of terms whose
     weights were changed, to their own.
+
+    One rule for values and intervals: the value is never cut, and `lower <= value <= upper`. The interval is cut to the range;
+    it is the whole range if it would lie outside it or if no row has any weight; and where the value is outside the interval,
+    the interval is stretched to it (`diagnostics["stretched"]` is 1).
 
     Args:
         counts: `float[n]`.
@@ -140,16 +159,22 @@ def estimate_terms(
     }
     lower = upper = None
     if settings.level is not None:
-        ends = _interval(counts, statistic, influence, terms, settings, size)
+        drawn = _interval(counts, statistic, influence, terms, settings, size)
         # the mean of terms whose weights were changed may be outside the reward range
         free = (-jnp.inf, jnp.inf) if terms.range is None else terms.range
         touched = jnp.any(changed & (counts > 0))
         limits = [jnp.where(touched, own, plain) for own, plain in zip(free, reward_range, strict=True)]
-        lower, upper = (jnp.clip(x, *limits) for x in ends)
-        # no interval where there is no estimate
+        lower, upper = (jnp.clip(x, *limits) for x in drawn)
+        # no estimate, no overlap, or an interval wholly outside what is possible: the data say nothing within the range
+        needs_weights = terms.needs_weights & (diagnostics["no_overlap"] > 0)
+        silent = jnp.isnan(value) | needs_weights | (drawn.lower > limits[1]) | (drawn.upper < limits[0])
         lower, upper = (
-            jnp.where(jnp.isnan(value) | jnp.isnan(x), end, x)
-            for end, x in zip(reward_range, (lower, upper), strict=True)
+            jnp.where(silent | jnp.isnan(x), end, x) for end, x in zip(reward_range, (lower, upper), strict=True)
+        )
+        # the value is not cut: the interval is stretched to hold it
+        diagnostics["stretched"] = ((value < lower) | (value > upper)).astype(counts.dtype)
+        lower, upper = (
+            jnp.where(jnp.isnan(value), x, f(x, value)) for x, f in ((lower, jnp.minimum), (upper, jnp.maximum))
         )
     error = standard_error(counts, influence)
     return Estimate(value, error, lower, upper, effective_size(counts, terms.weights), diagnostics)
@@ -169,5 +194,10 @@ def _interval(
         return method(influence, counts, **shared)
     low, high = terms.range
     if kind == "betting":
-        return confidence_sequences.betting_interval(terms.mean, counts > 0, minimum=low, maximum=high, **shared)
+        # rows may have been sorted by what they say; an order drawn by the seed knows nothing of it
+        order = jnp.arange(len(counts))
+        order = order if settings.ordered else jax.random.permutation(jax.random.key(settings.seed), order)
+        return confidence_sequences.betting_interval(
+            terms.mean[order], counts[order] > 0, minimum=low, maximum=high, **shared
+        )
     return _RANGED[kind](terms.mean, counts, minimum=low, maximum=high, **shared)

@@ -53,10 +53,12 @@ class Keywords(TypedDict, total=False):
         sides: "two", "lower" or "upper".
         interval: "student_t" (the default), "normal", "bootstrap" (percentile) or "bca", all asymptotic; and, where there is no
             ratio and weights are bounded, by their range or by what the estimator makes of them, "hoeffding",
-            "empirical_bernstein", "betting" (cover at every n; the last takes rows in their order and counts as one each) or
+            "empirical_bernstein", "betting" (cover at every n; the last reads rows in an order
+            drawn by `seed` unless `ordered`) or
             "clopper_pearson" (customary; proven for terms at the ends of their range).
         resamples: of the bootstrap; 1000 by default.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the order in which "betting" reads rows.
+        ordered: True if the order of rows is time, so that "betting" reads them as they are; False by default.
     """
 
     counts: Any
@@ -67,6 +69,7 @@ class Keywords(TypedDict, total=False):
     interval: str
     resamples: int
     seed: int
+    ordered: bool
 
 
 def _estimate(
@@ -85,6 +88,7 @@ def _estimate(
     interval: str = "student_t",
     resamples: int = 1000,
     seed: int = 0,
+    ordered: bool = False,
 ) -> Estimate:
     """Check, prepare and run.
 
@@ -99,14 +103,16 @@ def _estimate(
         counts: this and the following as in `Keywords`.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     limits = None if weight_range is None else common.check_weight_range(weight_range)
     low, high = (0.0, math.inf) if limits is None else limits
     span = check_range("reward_range", reward_range)
     with jax.enable_x64(True):
         changed = high if largest is None else largest(jnp.asarray(high, jnp.float64))
-        settings = settings_of(level, sides, interval, resamples, seed, unbounded(weight_range, changed, ratio))
+        settings = settings_of(
+            level, sides, interval, resamples, seed, unbounded(weight_range, changed, ratio), ordered
+        )
         if level is not None:
             _check_interval(interval, counts, span, others)
         rows = common.rows_of(weights, rewards, counts, limits, span, **others)
@@ -141,13 +147,14 @@ def ips(weights: Any, rewards: Any, **keywords: Unpack[Keywords]) -> Estimate:
     Args:
         weights: `float[n]`, w.
         rewards: `float[n]`, r.
-        **keywords: `counts`, `weight_range`, `reward_range`, `level`, `sides`, `interval`, `resamples`, `seed`; see `Keywords`.
+        **keywords: `counts`, `weight_range`, `reward_range`, `level`, `sides`, `interval`, `resamples`, `seed`, `ordered`;
+            see `Keywords`.
 
     Returns:
         An `Estimate`; see the module.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
 
     Example:
         >>> estimate = ips([0.0, 0.5, 1.0, 2.0], [1.0, 1.0, 0.0, 0.5])
@@ -174,7 +181,7 @@ def clipped_ips(weights: Any, rewards: Any, *, clip: float, **keywords: Unpack[K
         An `Estimate`; see the module.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     _check_positive("clip", clip)
 
@@ -201,7 +208,7 @@ def sub_gaussian_ips(weights: Any, rewards: Any, *, shrinkage: float, **keywords
         An `Estimate`; see the module.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     if is_concrete(shrinkage) and not 0.0 <= shrinkage <= 1.0:
         raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}.")
@@ -227,7 +234,9 @@ def snips(weights: Any, rewards: Any, **keywords: Unpack[Keywords]) -> Estimate:
     """
 
     def terms(w: Array, r: Array, limits: Any, span: Any) -> Terms:
-        return Terms(jnp.zeros_like(w), w * r, w, w, None)
+        # a ratio does not depend on the scale, and sums of large weights would overflow
+        scale = jnp.maximum(jax.lax.stop_gradient(jnp.max(w)), 1.0)
+        return Terms(jnp.zeros_like(w), w / scale * r, w / scale, w, None)
 
     return _estimate(terms, weights, rewards, {}, ratio=True, **keywords)
 
@@ -268,11 +277,11 @@ def direct_method(weights: Any, rewards: Any, *, predicted_target: Any, **keywor
         An `Estimate`; see the module.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
 
     def terms(w: Array, r: Array, v: Array, limits: Any, span: Any) -> Terms:
-        return Terms(v, None, None, w, span)
+        return Terms(v, None, None, w, span, False)
 
     others = {"predicted_target": predicted_target}
     return _estimate(terms, weights, rewards, others, largest=jnp.zeros_like, **keywords)
@@ -307,7 +316,7 @@ def doubly_robust(
         An `Estimate`; see the module.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     return _corrected(weights, rewards, predicted, predicted_target, lambda w: w, None, **keywords)
 
@@ -318,7 +327,8 @@ def self_normalised_doubly_robust(
     """`mean(v) + sum(w (r - q)) / sum(w)`. Arguments, result and errors as `doubly_robust`; NaN without any weight."""
 
     def terms(w: Array, r: Array, q: Array, v: Array, limits: Any, span: Any) -> Terms:
-        return Terms(v, w * (r - q), w, w, None)
+        scale = jnp.maximum(jax.lax.stop_gradient(jnp.max(w)), 1.0)
+        return Terms(v, w / scale * (r - q), w / scale, w, None)
 
     others = {"predicted": predicted, "predicted_target": predicted_target}
     return _estimate(terms, weights, rewards, others, ratio=True, **keywords)
@@ -365,7 +375,7 @@ def pseudo_inverse(slot_weights: Any, rewards: Any, **keywords: Unpack[Keywords]
         An `Estimate`; diagnostics are those of the slates' weights, with an effective sample size by their squares.
 
     Raises:
-        ValueError: for columns, ranges or settings that cannot be meant.
+        ValueError: if columns, ranges or settings are invalid.
     """
     if "weight_range" in keywords:
         raise ValueError("weights of slates have no range of their own; leave out weight_range.")

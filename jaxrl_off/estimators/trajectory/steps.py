@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import is_concrete, standard_error, weighted_mean
+from jaxrl_off.estimators.common import is_concrete, standard_error, weighted_mean, z_score
 from jaxrl_off.types import Array, Trajectories
 
 LARGEST_LOG_WEIGHT = 300.0  # leaves room for squares in float64
-FEWEST_FOR_Z = 10  # trajectories from which on a standard error is one
 SURPRISING_Z = 4.0  # standard errors beyond which chance is no explanation
 
 
@@ -232,21 +230,6 @@ def quotient(numerator: Array, denominator: Array) -> Array:
     """Quotient that is 0 where the denominator is 0, with a finite derivative there."""
     positive = denominator > 0
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
-
-
-def z_score(mean: Array, expected: float, error: Array, total: Array) -> Array:
-    """Standard errors that a mean is away from what it should be.
-
-    NaN for fewer than `FEWEST_FOR_Z` rows, where an error of a few rows says nothing; infinite where the mean is off and the
-    rows do not vary.
-    """
-    apart = mean - expected
-    # rounding of a constant is no distance
-    apart = jnp.where(jnp.abs(apart) <= 1e-12 * (1.0 + jnp.abs(mean)), 0.0, apart)
-    varies = error > 1e-12 * (1.0 + jnp.abs(mean))
-    still = jnp.where(apart == 0, 0.0, jnp.sign(apart) * jnp.inf)
-    score = jnp.where(varies, apart / jnp.where(varies, error, 1.0), still)
-    return jax.lax.stop_gradient(jnp.where(total >= FEWEST_FOR_Z, score, jnp.nan))
 
 
 def ratio_excess(steps: Steps) -> Array:
