@@ -32,7 +32,7 @@ def slope(estimates: Sequence[Estimate], *, sides: str = "two", deviations: Any 
         The index into `estimates`.
 
     Raises:
-        ValueError: if no estimates, estimates without an interval, unknown sides, or deviations are invalid.
+        ValueError: if there are no estimates, one has no interval, or sides or deviations are invalid.
 
     Example:
         >>> from jaxrl_off.estimators.bandit import clipped_ips

@@ -2,7 +2,9 @@
 
 `values` is `float64[n]` in the order of observation, `mask` is `bool[n]`, what was observed, or None for all; `level`, `sides`
 and the results are those of `intervals`. If the lower bound is above the upper one, the data refute that each observation has
-the same mean given those before it (sorted rows do so): the result is then the whole range, never a crossed interval. All are pure, jittable and vmappable, and want float64 (`with jax.enable_x64(True)`).
+the same mean given those before it (sorted rows do so): the result is then the whole range, never a crossed interval.
+
+All are pure, jittable and vmappable, and want float64 (`with jax.enable_x64(True)`).
 
 Reference: Waudby-Smith and Ramdas, "Estimating Means of Bounded Random Variables by Betting", 2023.
 """

@@ -55,7 +55,7 @@ def _sums_of(weights: Any, rewards: Any, counts: Any, limits: tuple[Any, Any], s
 def _sums_on_host(
     weights: np.ndarray, rewards: np.ndarray, limits: tuple[float, float], span: tuple[float, float]
 ) -> _Sums | None:
-    """The sums, or None for columns that cannot be meant."""
+    """The sums, or None if columns are invalid."""
     if weights.ndim != 1 or weights.shape != rewards.shape or not len(weights):
         return None
     total, largest = np.zeros(5), 0.0
@@ -259,7 +259,7 @@ def power_divergence(
         An `Estimate` with diagnostics as `empirical_likelihood`.
 
     Raises:
-        ValueError: if columns, ranges or a parameter are invalid.
+        ValueError: if columns, ranges or the parameter are invalid.
     """
     if not power > -1.0 or math.isinf(power):
         raise ValueError(f"power must be a finite number above -1, got {power}; -2 is `cressie_read`.")

@@ -194,7 +194,7 @@ def likelihood_weights(
         omega, `float64[n]`, or `float64[m]`.
 
     Raises:
-        ValueError: if columns, ranges or a level are invalid.
+        ValueError: if columns, ranges or the level are invalid.
     """
     check_level(level, "two")
     ranges = common.check_weight_range(weight_range), check_range("reward_range", reward_range)
