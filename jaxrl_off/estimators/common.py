@@ -122,11 +122,15 @@ def z_score(mean: Array, expected: float, error: Array, total: Array) -> Array:
     return jax.lax.stop_gradient(jnp.where(total >= FEWEST_FOR_Z, score, jnp.nan))
 
 
+def overflow_scale(counts: Array, weights: Array) -> Array:
+    """The largest weight if squares of weights would overflow, else 1; divide weights by it where only ratios matter."""
+    largest = jnp.max(jnp.where(counts > 0, jnp.abs(weights), 0.0), initial=0.0)
+    return jax.lax.stop_gradient(jnp.where(largest > 1e100, largest, 1.0))
+
+
 def effective_size(counts: Array, weights: Array) -> Array:
     """Kish's `(sum c w)^2 / sum c w^2`, in rows; 0 without any weight."""
-    # squares of large weights would overflow
-    largest = jax.lax.stop_gradient(jnp.max(jnp.where(counts > 0, jnp.abs(weights), 0.0), initial=0.0))
-    weights = jnp.where(counts > 0, weights, 0.0) / jnp.where(largest > 0, largest, 1.0)
+    weights = jnp.where(counts > 0, weights, 0.0) / overflow_scale(counts, weights)
     squares = jnp.sum(counts * jnp.square(weights))
     return jnp.square(jnp.sum(counts * weights)) / jnp.where(squares > 0, squares, 1.0)
 

@@ -6,11 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_off.estimators.common import check_range, is_concrete, padded_size, standard_error, weighted_mean, z_score
+from jaxrl_off.estimators.common import (
+    check_range,
+    is_concrete,
+    overflow_scale,
+    padded_size,
+    standard_error,
+    weighted_mean,
+    z_score,
+)
 from jaxrl_off.types import Array
 
 MATRICES = ("control_variates", "slot_weights")  # columns that have several numbers a row
@@ -165,8 +172,7 @@ def weight_diagnostics(counts: Array, weights: Array) -> dict[str, Array]:
     * `no_overlap`: 1 if no row has any weight, so that the log has nothing of what the target policy does.
     """
     largest = jnp.max(jnp.where(counts > 0, weights, 0.0))
-    # sums and squares of large weights would overflow
-    scale = jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.where(counts > 0, jnp.abs(weights), 0.0))), 1.0)
+    scale = overflow_scale(counts, weights)
     mean, error = weighted_mean(counts, weights / scale), standard_error(counts, weights / scale)
     total = jnp.sum(counts)
     return {

@@ -38,7 +38,7 @@ import numpy as np
 from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.bandit.empirical import empirical_likelihood
 from jaxrl_off.estimators.bandit.terms import ASYMPTOTIC, BOUNDED, Terms, estimate_terms, settings_of, unbounded
-from jaxrl_off.estimators.common import check_range, is_concrete, padded_size
+from jaxrl_off.estimators.common import check_range, is_concrete, overflow_scale, padded_size
 from jaxrl_off.types import Array, Estimate
 
 
@@ -234,8 +234,7 @@ def snips(weights: Any, rewards: Any, **keywords: Unpack[Keywords]) -> Estimate:
     """
 
     def terms(w: Array, r: Array, limits: Any, span: Any) -> Terms:
-        # a ratio does not depend on the scale, and sums of large weights would overflow
-        scale = jnp.maximum(jax.lax.stop_gradient(jnp.max(w)), 1.0)
+        scale = overflow_scale(jnp.ones_like(w), w)
         return Terms(jnp.zeros_like(w), w / scale * r, w / scale, w, None)
 
     return _estimate(terms, weights, rewards, {}, ratio=True, **keywords)
@@ -327,7 +326,7 @@ def self_normalised_doubly_robust(
     """`mean(v) + sum(w (r - q)) / sum(w)`. Arguments, result and errors as `doubly_robust`; NaN without any weight."""
 
     def terms(w: Array, r: Array, q: Array, v: Array, limits: Any, span: Any) -> Terms:
-        scale = jnp.maximum(jax.lax.stop_gradient(jnp.max(w)), 1.0)
+        scale = overflow_scale(jnp.ones_like(w), w)
         return Terms(v, w / scale * (r - q), w / scale, w, None)
 
     others = {"predicted": predicted, "predicted_target": predicted_target}

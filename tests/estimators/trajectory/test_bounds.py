@@ -150,7 +150,9 @@ def test_one_step_is_a_bandit():
     weights = (TARGET / BEHAVIOUR)[actions][:, 0]
     shared = dict(level=0.9, sides="two")
     for kind in ("hoeffding", "empirical_bernstein", "betting"):
-        expected = bandit.ips(weights, rewards[:, 0], weight_range=(0.0, 4.0), interval=kind, **shared)
+        expected = bandit.ips(
+            weights, rewards[:, 0], weight_range=(0.0, 4.0), interval=kind, ordered=kind == "betting", **shared
+        )
         for method, name in ((weighted.trajectory_is, "return_range"), (weighted.pdis, "reward_range")):
             known = {name: (0.0, 1.0), "weight_max": 4.0, "ordered": kind == "betting"}
             found = method(data, target(data), interval=kind, **known, **shared)
