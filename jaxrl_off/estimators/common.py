@@ -123,9 +123,12 @@ def z_score(mean: Array, expected: float, error: Array, total: Array) -> Array:
 
 
 def overflow_scale(counts: Array, weights: Array) -> Array:
-    """The largest weight if squares of weights would overflow, else 1; divide weights by it where only ratios matter."""
+    """1e200 if squares of weights would overflow, else 1; divide weights by it where only ratios matter.
+
+    Not the largest weight itself, whose reciprocal may be too small for the processor, which takes it for 0.
+    """
     largest = jnp.max(jnp.where(counts > 0, jnp.abs(weights), 0.0), initial=0.0)
-    return jax.lax.stop_gradient(jnp.where(largest > 1e100, largest, 1.0))
+    return jax.lax.stop_gradient(jnp.where(largest > 1e100, 1e200, 1.0))
 
 
 def effective_size(counts: Array, weights: Array) -> Array:
