@@ -12,11 +12,13 @@ from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConf
 from jaxrl_off.agents.families import (
     FAMILIES,
     PRESETS,
+    Family,
     check,
     family_of,
     make,
     make_policy,
     preset,
+    register,
     wants_demonstrations,
     wants_reference,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "Chunk",
     "DapgConfig",
     "DivergenceAugmentedConfig",
+    "Family",
     "KLRegularisedConfig",
     "NaturalGradientState",
     "base",
@@ -64,6 +67,7 @@ __all__ = [
     "make_policy",
     "normalisation",
     "preset",
+    "register",
     "wants_demonstrations",
     "wants_reference",
 ]

@@ -58,13 +58,22 @@ class AgentState(NamedTuple):
     published_at: Array
 
 
-def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_updates: int) -> Agent:
+def make(
+    config: DivergenceAugmentedConfig,
+    spec: EnvironmentSpec,
+    *,
+    total_updates: int,
+    network: ActorCritic | None = None,
+) -> Agent:
     """Build a member of the family.
 
     Args:
         config: from `preset`; its reals may be tracers.
         spec: of the environment.
         total_updates: optimiser steps after which the learning rate reaches its final value.
+        network: a flax module of your own with the contract of `networks.ActorCritic`: `__call__(observation, core, first) ->
+            (distribution, value, cores)`, `initial_core(batch)` and the attribute `separate_critic` (whether values may be
+            computed a chunk at a time); for `initial_log_std` a parameter `log_std`. None for what the config asks for.
 
     Returns:
         An `Agent`.
@@ -81,7 +90,7 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
     """
     check(config)
     check_total_updates(total_updates)
-    network = build_network(config, spec)
+    network = build_network(config, spec) if network is None else network
     continuous = isinstance(spec.action_space, ContinuousSpace)
     optimiser = _make_optimiser(config)
 
@@ -92,7 +101,7 @@ def make(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, *, total_upda
         first = jnp.ones((1, 1), bool)
         variables = network.init(key, spec.zero_observation(1, 1), network.initial_core(1), first)
         params = {"network": dict(variables["params"])}
-        if continuous:
+        if continuous and "log_std" in params["network"]:
             log_std = params["network"]["log_std"]
             params["network"]["log_std"] = log_std + jnp.asarray(config.initial_log_std, log_std.dtype)
         if config.penalty_schedule == "learned":

@@ -42,6 +42,23 @@ def _family(config: type, settings: ModuleType, module: ModuleType) -> Family:
     return Family(config, settings.PRESETS, settings.preset, settings.check, module.make, module.make_policy)
 
 
+def register(name: str, family: Family) -> None:
+    """Add a family of your own, so that `preset`, `make`, `training.run` and the command line know its presets.
+
+    Args:
+        name: of the family; must be new.
+        family: its parts; its presets must be new, too.
+
+    Raises:
+        ValueError: for a name or presets that are taken.
+    """
+    taken = [x for x in ({name} & FAMILIES.keys()) | (family.presets.keys() & PRESETS.keys())]
+    if taken:
+        raise ValueError(f"{', '.join(sorted(taken))} is taken; choose another name.")
+    FAMILIES[name] = family
+    PRESETS.update(family.presets)
+
+
 FAMILIES: dict[str, Family] = {
     "divergence_augmented": _family(
         divergence_augmented_config.DivergenceAugmentedConfig, divergence_augmented_config, divergence_augmented

@@ -45,7 +45,9 @@ class Train:
     regime: str = "data_scarce"
     """How data are collected and reused: see `jaxrl-off list regimes`."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
+    overwrite: bool = False
+    """Remove the run that is in the directory, and start again."""
     resume: bool = False
     """Go on with the run in the directory; the other options must be as they were."""
     env_parameters: str = "{}"
@@ -104,7 +106,7 @@ class Evaluate:
     greedy: bool = False
     """The most probable actions instead of sampled ones."""
     seed: int = 0
-    """Of the episodes."""
+    """Random seed of the episodes."""
     max_steps: int = 27_000
     """Steps after which an episode is given up; such episodes are reported as unfinished."""
 
@@ -135,6 +137,7 @@ def train(options: Train) -> int:
         evaluate_every=options.evaluate_every,
         evaluation_episodes=options.evaluation_episodes,
         resume=options.resume,
+        overwrite=options.overwrite,
         progress=not options.quiet,
         tensorboard=options.tensorboard,
     )
@@ -146,21 +149,29 @@ def train(options: Train) -> int:
 
 def _config_fields(config: Any, given: tuple[str, ...]) -> dict[str, Any]:
     """`name=value` as fields of `config`, each of the type that the field has there."""
-    fields = {}
+    fields: dict[str, Any] = {}
+    known = {field.name for field in dataclasses.fields(config)}
     for item in given:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--config takes name=value, got {item!r}.")
-        now = getattr(config, name, "")  # an unknown name is told by `preset`
+        # an unknown name is told by `preset`
+        now = getattr(config, name) if name in known else ""
         try:
             if isinstance(now, bool):
                 fields[name] = {"true": True, "false": False}[text.lower()]
+            elif now is None:  # separate_critic
+                fields[name] = {"true": True, "false": False, "none": None}[text.lower()]
             elif isinstance(now, tuple):
                 fields[name] = tuple(int(part) for part in text.split(",") if part)
             else:
                 fields[name] = type(now)(text)
         except (ValueError, KeyError) as error:
-            expected = {bool: "true or false", tuple: "whole numbers with commas between"}
+            expected = {
+                bool: "true or false",
+                type(None): "true, false or none",
+                tuple: "whole numbers with commas between",
+            }
             kind = expected.get(type(now), {int: "a whole number", float: "a number"}.get(type(now), "text"))
             raise ValueError(f"{name} must be {kind}, got {text!r}.") from error
     return fields

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jaxrl_off._lazy import modules_on_demand
 from jaxrl_off.training.checkpoints import CheckpointError
 from jaxrl_off.training.demonstrations import collect, policy_of, policy_of_file
+from jaxrl_off.training.driver import TrainingDiverged, TrainingInterrupted
 from jaxrl_off.training.evaluation import Evaluation, evaluate, summarise_evaluation
 from jaxrl_off.training.loop import (
     Loop,
@@ -19,7 +20,7 @@ from jaxrl_off.training.loop import (
     sweep,
 )
 from jaxrl_off.training.regimes import REGIMES, Regime, regime
-from jaxrl_off.training.run import RunResult, TrainingDiverged, TrainingInterrupted, run
+from jaxrl_off.training.run import RunResult, run
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
 from jaxrl_off.training.stored import LoadedRun, load_run
 from jaxrl_off.training.trajectories import PolicyFunctions, monte_carlo_value, policy_functions, roll_out

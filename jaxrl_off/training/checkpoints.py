@@ -1,4 +1,4 @@
-"""Checkpoints of a run: a `LoopState` on disk through orbax, atomic, checked, and tied to the run that wrote it.
+"""Checkpoints of a run: its state, a pytree of arrays, on disk through orbax; atomic, checked, tied to the run that wrote it.
 
 A checkpoint is a folder `checkpoints/<step>/` with orbax's `state/` and a `manifest.json` that holds the identity of
 the run (library, environment, config, settings), and path, shape, dtype and CRC-32 of every array. It is written under
@@ -11,6 +11,7 @@ import errno
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -23,13 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_off.training.loop import LoopState
 from jaxrl_off.types import PyTree
 
 FOLDER = "checkpoints"
 _TEMPORARY = ".unfinished-"
 _MARGIN = 16 * 2**20
-_OUTSIDE = {"environment": (), "observation": (), "first": (), "core": ()}
 
 
 class CheckpointError(ValueError):
@@ -40,13 +39,12 @@ class Restored(NamedTuple):
     """A checkpoint read back.
 
     Attributes:
-        step: log intervals behind it.
-        state: for impure environments without `environment`, `observation`, `first` and `core` (each `()`), since their
-            emulators cannot be saved: the run goes on with new episodes.
+        step: rows of metrics behind it.
+        state: what was saved.
     """
 
     step: int
-    state: LoopState
+    state: PyTree
 
 
 class _Damaged(Exception):
@@ -66,11 +64,6 @@ def steps(directory: str | Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit())
 
 
-def without_outside(state: LoopState) -> LoopState:
-    """What can be saved of a run whose environment lives outside JAX: all but lanes and where they stand."""
-    return state._replace(**_OUTSIDE)
-
-
 def fingerprint(tree: PyTree) -> list[dict[str, Any]]:
     """Structure of a pytree: path, shape and dtype of every leaf (arrays or `jax.ShapeDtypeStruct`)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -80,17 +73,14 @@ def fingerprint(tree: PyTree) -> list[dict[str, Any]]:
     ]
 
 
-def save(
-    directory: str | Path, step: int, state: LoopState, identity: dict[str, Any], *, pure: bool = True, keep: int = 2
-) -> Path:
+def save(directory: str | Path, step: int, state: PyTree, identity: dict[str, Any], *, keep: int = 2) -> Path:
     """Write a checkpoint, whole or not at all, and then remove all but the newest `keep`.
 
     Args:
         directory: of the run.
-        step: log intervals behind the state; a checkpoint of the same step is replaced.
+        step: rows of metrics behind the state; a checkpoint of the same step is replaced.
         state: what to save. Its arrays are copied to the host.
         identity: JSON-able description of the run; `restore` compares it.
-        pure: of the environment; False leaves out what cannot be saved.
         keep: checkpoints to keep.
 
     Returns:
@@ -100,7 +90,7 @@ def save(
         CheckpointError: if the disk has no room or writing fails; earlier checkpoints are untouched.
     """
     folder = Path(directory) / FOLDER
-    arrays, leaves = _to_host(state if pure else without_outside(state))
+    arrays, leaves = _to_host(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(f"{_TEMPORARY}*"):
@@ -111,7 +101,7 @@ def save(
                 _cannot_save(folder, step, f"it needs up to {_size(needed)}, but the disk has {_size(free)} free")
             )
         temporary, final = folder / f"{_TEMPORARY}{step}", folder / f"{step:08d}"
-        _write(temporary, arrays, {"step": step, "identity": identity, "leaves": leaves})
+        _write(temporary, arrays, {"step": step, "identity": strict(identity), "leaves": leaves})
         if final.exists():
             shutil.rmtree(final)
         os.rename(temporary, final)
@@ -129,14 +119,13 @@ def save(
     return final
 
 
-def restore(directory: str | Path, like: LoopState, identity: dict[str, Any], *, pure: bool = True) -> Restored:
+def restore(directory: str | Path, like: PyTree, identity: dict[str, Any]) -> Restored:
     """Read the newest good checkpoint.
 
     Args:
         directory: of the run.
         like: the state's structure, arrays or `jax.eval_shape(loop.init, key)`.
         identity: of the run that wants to go on; must equal what the checkpoint was saved with.
-        pure: of the environment.
 
     Returns:
         A `Restored`. If the newest checkpoint is damaged and an older one is good, the older, with a warning.
@@ -154,7 +143,7 @@ def restore(directory: str | Path, like: LoopState, identity: dict[str, Any], *,
     reasons = []
     for step in reversed(found):
         try:
-            state = _read(folder / f"{step:08d}", like if pure else without_outside(like), identity)
+            state = _read(folder / f"{step:08d}", like, identity)
         except _Damaged as damage:
             reasons.append(f"{folder / f'{step:08d}'}: {damage}")
             continue
@@ -222,12 +211,12 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]
         checkpointer.save(folder.absolute() / "state", arrays)
         checkpointer.wait_until_finished()
     with open(folder / "manifest.json", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
+        json.dump(manifest, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read(folder: Path, like: LoopState, identity: dict[str, Any]) -> LoopState:
+def _read(folder: Path, like: PyTree, identity: dict[str, Any]) -> PyTree:
     import orbax.checkpoint
 
     try:
@@ -291,7 +280,16 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}} -> {"a.b": 1}`, in JSON's types."""
     if isinstance(tree, dict) and (tree or not prefix):
         return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}.{name}".lstrip(".")).items()}
-    return {prefix: json.loads(json.dumps(tree))}
+    return {prefix: json.loads(json.dumps(strict(tree)))}
+
+
+def strict(tree: Any) -> Any:
+    """JSON-able data without the numbers that JSON lacks, which become the texts "Infinity", "-Infinity" and "NaN"."""
+    if isinstance(tree, dict):
+        return {name: strict(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [strict(value) for value in tree]
+    return json.dumps(tree) if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _cannot_save(folder: Path, step: int, reason: str) -> str:

@@ -51,6 +51,11 @@ class LoopState(NamedTuple):
     iteration: Array
 
 
+def without_environment(state: LoopState) -> LoopState:
+    """What can be saved of a run whose environment lives outside JAX: all but lanes and where they stand (each `()`)."""
+    return state._replace(environment=(), observation=(), first=(), core=())
+
+
 class Loop(NamedTuple):
     """The pure pieces of a run.
 

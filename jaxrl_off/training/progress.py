@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
@@ -11,17 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jaxrl_off.training.metrics import Row
-from jaxrl_off.training.settings import Plan
 
 
 def say(message: str) -> None:
     """A line for the user, on standard error."""
     print(f"jaxrl_off: {message}", file=sys.stderr, flush=True)
-
-
-def samples_after(number: int, counts: Plan) -> int:
-    """Samples collected after so many log intervals, burn-in included."""
-    return (number * counts.iterations_per_log + counts.burn_in_iterations) * counts.samples_per_iteration
 
 
 class Interruption:
@@ -59,13 +52,18 @@ class Interruption:
 
 
 @contextmanager
-def display(counts: Plan, start: int, label: str) -> Iterator[Callable[[int, Row], None]]:
+def display(
+    rows: int, start: int, label: str, size: Callable[[int], int], unit: str, describe: Callable[[Row], str]
+) -> Iterator[Callable[[int, Row], None]]:
     """Progress of a run: a bar on a terminal, otherwise a line per row.
 
     Args:
-        counts: of the run.
-        start: log intervals that are done.
+        rows: of the whole run.
+        start: rows that are done.
         label: in front, for example the environment's name.
+        size: `number -> int`, how much is done after a row.
+        unit: of `size`.
+        describe: `row -> str`.
 
     Returns:
         A context manager that gives `show(number, row)`, to be called with every row of metrics.
@@ -75,31 +73,26 @@ def display(counts: Plan, start: int, label: str) -> Iterator[Callable[[int, Row
 
     begun = previous = time.perf_counter()
 
-    def describe(row: Row) -> str:
+    def text(number: int, row: Row) -> str:
         nonlocal previous
         now = time.perf_counter()
-        rate = counts.iterations_per_log * counts.samples_per_iteration / (now - previous)
+        rate = (size(number) - size(number - 1)) / (now - previous)
         previous = now
-        kl = "kl_to_behaviour" if "kl_to_behaviour" in row else "kl"  # without a reference: to the base measure, log pi
-        text = f"return {row['episode_return']:.4g}  KL {row[kl]:.2g}  {rate:,.0f} samples/s"
-        if not math.isnan(row.get("evaluation_return", math.nan)):
-            text += f"  evaluation {row['evaluation_return']:.4g}"
-        return text
+        return f"{describe(row)}  {rate:,.0f} {unit}/s"
 
     if not Console().is_terminal:
 
         def print_line(number: int, row: Row) -> None:
-            text = describe(row)
-            left = (previous - begun) / (number - start) * (counts.log_points - number)
-            total = samples_after(counts.log_points, counts)
-            print(f"{label}  step {row['steps']:,}/{total:,}  {text}  {left:,.0f} s left", flush=True)
+            shown = text(number, row)
+            left = (previous - begun) / (number - start) * (rows - number)
+            print(f"{label}  {size(number):,} of {size(rows):,} {unit}  {shown}  {left:,.0f} s left", flush=True)
 
         yield print_line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        task = bar.add_task(label, total=counts.log_points, completed=start, text="compiling")
-        yield lambda number, row: bar.update(task, completed=number, text=describe(row))
+        task = bar.add_task(label, total=rows, completed=start, text="compiling")
+        yield lambda number, row: bar.update(task, completed=number, text=text(number, row))
 
 
 @contextmanager

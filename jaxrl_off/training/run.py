@@ -1,52 +1,43 @@
-"""A whole training run in a directory: metrics, progress, evaluation, checkpoints and exact resume.
+"""A whole training run with an environment in a directory: metrics, progress, evaluation, checkpoints and exact resume.
 
-The steps are those of `make_train`, taken one log interval at a time. For JAX environments a run that was killed and
-resumed ends with the same bits, in parameters and metrics (wall-clock columns apart), as one that was not.
+The steps are those of `make_train`, taken one log interval at a time by the generic driver (`training.driver`). For JAX
+environments a run that was killed and resumed ends with the same bits, in parameters and metrics (wall-clock columns apart), as
+one that was not.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_off import agents, envs
+from jaxrl_off import agents
 from jaxrl_off.agents.base import Agent
 from jaxrl_off.data.demonstrations import Demonstrations
 from jaxrl_off.envs.base import Environment
 from jaxrl_off.training import checkpoints, demonstrated
-from jaxrl_off.training.checkpoints import CheckpointError
+from jaxrl_off.training.driver import (
+    Callback,
+    Work,
+    claim,
+    clear,
+    description_text,
+    drive,
+    write_description,
+)
+from jaxrl_off.training.environments import lanes_of
 from jaxrl_off.training.evaluation import COLUMNS as EVALUATION_COLUMNS
 from jaxrl_off.training.evaluation import evaluate, summarise_evaluation
-from jaxrl_off.training.loop import Loop, LoopState, make_loop
-from jaxrl_off.training.metrics import (
-    CSV_NAME,
-    JSONL_NAME,
-    MetricsWriters,
-    Row,
-    plain_row,
-    read_last_row,
-    require_tensorboardx,
-)
-from jaxrl_off.training.progress import Interruption, display, samples_after, say
+from jaxrl_off.training.loop import Loop, LoopState, make_loop, without_environment
+from jaxrl_off.training.metrics import Row, plain_row, require_tensorboardx
+from jaxrl_off.training.progress import say
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
-from jaxrl_off.training.stored import CONFIG_NAME, LABELS, read_description, write_description
-from jaxrl_off.types import Array, PyTree
-
-
-class TrainingDiverged(ArithmeticError):
-    """Loss or parameters stopped being finite; the message says where and what to try."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """The run was stopped by Ctrl-C after saving a checkpoint; the message says how to resume."""
+from jaxrl_off.types import Array
 
 
 class RunResult(NamedTuple):
@@ -66,13 +57,14 @@ class RunResult(NamedTuple):
 
 def run(
     preset_or_config: Any,
-    environment_name: str,
+    environment: str | Environment | Callable[[int], Environment],
     settings: LoopSettings,
     directory: str | Path,
     *,
-    num_envs: int,
+    num_envs: int | None = None,
     seed: int = 0,
     environment_parameters: dict[str, Any] | None = None,
+    network: Any = None,
     demonstrations: Demonstrations | None = None,
     repair_demonstrations: bool = False,
     reference: str | None = None,
@@ -82,9 +74,12 @@ def run(
     evaluate_every: int = 0,
     evaluation_episodes: int = 32,
     evaluation_max_steps: int = 27_000,
+    evaluation_greedy: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
+    callback: Callback | None = None,
 ) -> RunResult:
     """Train an agent, keeping everything in a directory.
 
@@ -95,12 +90,16 @@ def run(
 
     Args:
         preset_or_config: a key of `agents.PRESETS`, or a config with plain numbers.
-        environment_name: for `envs.make`.
+        environment: a name for `envs.make`; or a factory `num_envs -> Environment`; or an `Environment` itself, whose lanes
+            also play the evaluations, so that it must be pure for these. A run with an object is resumed and loaded by giving
+            the object again.
         settings: sizes of the loop.
         directory: of the run; made if missing.
-        num_envs: lanes.
+        num_envs: lanes; None for those of an `Environment` that is given.
         seed: of everything random; up to rounding, the run is that of `make_train` with `jax.random.key(seed)`.
         environment_parameters: for `envs.make`; must be JSON-able.
+        network: a flax module with the contract of `networks.ActorCritic`, in place of the one that a config of the
+            divergence-augmented family asks for.
         demonstrations: for agents that learn from them or have a reference policy; refused if `data.demonstrations.check`
             refuses them.
         repair_demonstrations: repair what it can repair instead: mark cut trajectories as truncated, clip actions.
@@ -109,21 +108,26 @@ def run(
         reference_options: of its constructor; must be JSON-able.
         preset_name: a label for `config.json` where a config is given.
         checkpoint_every: log intervals between checkpoints; the end always gets one. The last two are kept.
-        evaluate_every: log intervals between evaluations of the learner's newest parameters (actions are sampled); the
-            end gets one too. 0 never evaluates.
+        evaluate_every: log intervals between evaluations of the learner's newest parameters; the end gets one too. 0 never
+            evaluates.
         evaluation_episodes: whole episodes in an evaluation, played side by side.
         evaluation_max_steps: steps after which they are given up as unfinished.
+        evaluation_greedy: whether evaluations take the most probable actions instead of sampled ones.
         resume: go on with the run in `directory`, which must have been started with the same arguments; without a
             checkpoint there it starts from scratch; a finished run is read back.
+        overwrite: remove the run that is in `directory`, if there is one, and start again.
         progress: a progress bar on a terminal, otherwise a line per row.
         tensorboard: also write TensorBoard's event files.
+        callback: `(row, agent_state) -> stop?`, called after every row with the row of metrics and the learner's state, for
+            other loggers, frames, early stopping. Where it returns True, a checkpoint is saved and the run ends there; it can
+            be resumed.
 
     Returns:
         A `RunResult`.
 
     Raises:
-        FileExistsError: if the directory holds a run and `resume` is False.
-        ValueError: for arguments that cannot be meant.
+        FileExistsError: if the directory holds a run, and it is neither to be resumed nor overwritten.
+        ValueError: for invalid arguments.
         CheckpointError: if the directory holds a run with other arguments, no checkpoint in it can be read, or one
             cannot be written.
         TrainingDiverged: if loss or parameters stop being finite. Checkpoints hold finite states only.
@@ -133,106 +137,169 @@ def run(
     directory = Path(directory)
     config, preset_name = _plain_config(preset_or_config, preset_name)
     for name, value, low in (
-        ("num_envs", num_envs, 1),
         ("checkpoint_every", checkpoint_every, 1),
         ("evaluate_every", evaluate_every, 0),
         ("evaluation_episodes", evaluation_episodes, 1),
         ("evaluation_max_steps", evaluation_max_steps, 1),
     ):
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}.")
-    counts = plan(settings, num_envs)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
+    lanes = lanes_of(environment, num_envs, environment_parameters)
+    counts = plan(settings, lanes.num_envs)
     identity = {
         "library": "jaxrl_off",
         "version": checkpoints.library_version(),
-        "environment": environment_name,
-        "environment_parameters": dict(environment_parameters or {}),
-        "num_envs": num_envs,
+        **lanes.identity,
+        "num_envs": lanes.num_envs,
         "seed": seed,
         "family": agents.family_of(config),
-        "config": dataclasses.asdict(config),
+        "config": _described(config),
+        **({} if network is None else {"network": str(network)}),
         "settings": dataclasses.asdict(settings),
         **demonstrated.describe(config, demonstrations, repair_demonstrations, reference, reference_options),
         "evaluate_every": evaluate_every,
         "evaluation_episodes": evaluation_episodes,
         "evaluation_max_steps": evaluation_max_steps,
+        **({"evaluation_greedy": True} if evaluation_greedy else {}),
     }
-    text = _to_json(identity | {"preset": preset_name, "jax": jax.__version__, "backend": jax.default_backend()})
+    text = description_text(
+        identity | {"preset": preset_name, "jax": jax.__version__, "backend": jax.default_backend()}
+    )
     if tensorboard:
         require_tensorboardx()
-    _check_directory(directory, identity, resume)
+    claim(directory, identity, demonstrated.NAMES, resume=resume, overwrite=overwrite)
 
-    environment = envs.make(environment_name, num_envs, **identity["environment_parameters"])
-    evaluator = None
+    collecting = lanes.open(lanes.num_envs)
+    evaluating = None
     try:
-        demonstrations = demonstrated.checked(identity, environment.spec, demonstrations)
+        if evaluate_every:
+            evaluating = lanes.open(evaluation_episodes)
+            if evaluating is collecting and not collecting.pure:
+                raise ValueError(
+                    "evaluation needs lanes of its own, and the Environment that was given lives outside JAX; give a factory "
+                    "num_envs -> Environment, or evaluate_every=0."
+                )
+        demonstrations = demonstrated.checked(identity, collecting.spec, demonstrations)
+        parts = {} if network is None else {"network": network}
+
+        def loop_with(further: dict[str, Any]) -> tuple[Agent, Loop]:
+            agent = agents.make(config, collecting.spec, total_updates=counts.total_updates, **parts, **further)
+            return agent, make_loop(agent, collecting, settings)
+
         if not resume:
-            parts = demonstrated.stand_in(config, identity, environment.spec, demonstrations)
-            rehearsal = make_loop(
-                agents.make(config, environment.spec, total_updates=counts.total_updates, **parts),
-                environment,
-                settings,
-            )
-            # tells what does not fit together before anything is written or fitted
+            # what does not fit together is told before anything is written, removed or fitted
+            _, rehearsal = loop_with(demonstrated.stand_in(config, identity, collecting.spec, demonstrations))
             jax.eval_shape(lambda key: rehearsal.iterate(rehearsal.init(key)), jax.random.key(seed))
+        if overwrite:
+            clear(directory, demonstrated.NAMES)
         if not checkpoints.steps(directory):  # otherwise the newest one must first be found to be of this run
             write_description(directory, text)
-        parts = demonstrated.prepare(directory, config, identity, environment.spec, demonstrations, progress=progress)
-        agent = agents.make(config, environment.spec, total_updates=counts.total_updates, **parts)
-        loop = make_loop(agent, environment, settings)
-        start, state = _begin(directory, loop, agent, environment, identity, resume)
+        agent, loop = loop_with(
+            demonstrated.prepare(directory, config, identity, collecting.spec, demonstrations, progress=progress)
+        )
+        evaluator = None
+        if evaluating is not None:
+            evaluator = _Evaluator(agent, evaluating, identity, evaluation_greedy)
+        updates_first = getattr(config, "pretrain_updates", 0) + getattr(config, "offline_updates", 0)
+        work = _work(loop, agent, collecting, identity, evaluator, config, updates_first if progress else 0)
+        driven = drive(
+            work,
+            directory,
+            identity,
+            label=collecting.spec.name,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=progress,
+            tensorboard=tensorboard,
+            callback=callback,
+        )
         write_description(directory, text)
-        if start == counts.log_points:
-            say(f"the run in {directory} is finished; returning what it stored.")
-            return RunResult(state, read_last_row(directory) or {}, directory)
-        if evaluate_every:
-            evaluator = _Evaluator(agent, identity)
-        with MetricsWriters(directory, keep_rows=start, tensorboard=tensorboard) as writers:
-            shown = display(counts, start, environment_name) if progress else nullcontext(lambda number, row: None)
-            before = read_last_row(directory) if start else None
-            with Interruption() as interruption, shown as show:
-                clock = time.perf_counter() - (before["seconds"] if before else 0.0)
-                if state is None:
-                    before_first = getattr(config, "pretrain_updates", 0) + getattr(config, "offline_updates", 0)
-                    if before_first and progress:
-                        say(f"{before_first:,} updates on demonstrations before the first sample ...")
-                    state = jax.jit(loop.init)(jax.random.key(seed))
-                log_interval = jax.jit(loop.log_interval, donate_argnums=0)
-                for number in range(start + 1, counts.log_points + 1):
-                    last = number == counts.log_points
-                    state, metrics = log_interval(state)
-                    row = _row(metrics, number, counts)
-                    if evaluator:
-                        row |= evaluator(state.agent, number, seed, last or number % evaluate_every == 0)
-                    row["seconds"] = round(time.perf_counter() - clock, 3)
-                    writers.write(row)
-                    show(number, row)
-                    if row["nonfinite"] > 0 or not bool(_all_finite(state.agent)):
-                        raise TrainingDiverged(_divergence_advice(directory, number, counts, row, config))
-                    if last or interruption.asked or number % checkpoint_every == 0:
-                        checkpoints.save(directory, number, state, identity, pure=environment.pure)
-                    if interruption.asked and not last:
-                        raise TrainingInterrupted(
-                            f"stopped after {row['steps']} steps; the checkpoint is in {directory}. To go on, start "
-                            "the same run with resume=True (command line: the same command with --resume)."
-                        )
-        return RunResult(state, row, directory)
+        return RunResult(driven.state, driven.row, directory)
     finally:
-        environment.close()
+        lanes.close(collecting)
+        if evaluating is not None:
+            lanes.close(evaluating)
+
+
+def _work(
+    loop: Loop,
+    agent: Agent,
+    environment: Environment,
+    identity: dict[str, Any],
+    evaluator: _Evaluator | None,
+    config: Any,
+    updates_first: int,
+) -> Work:
+    """A training loop as work for the driver."""
+    counts, seed = loop.plan, identity["seed"]
+    log_interval = jax.jit(loop.log_interval, donate_argnums=0)
+
+    def begin() -> LoopState:
+        if updates_first:
+            say(f"{updates_first:,} updates on demonstrations before the first sample ...")
+        return jax.jit(loop.init)(jax.random.key(seed))
+
+    def advance(state: LoopState, number: int) -> tuple[LoopState, Row]:
+        state, metrics = log_interval(state)
+        row = _row(metrics, number, counts)
         if evaluator:
-            evaluator.environment.close()
+            due = number == counts.log_points or number % identity["evaluate_every"] == 0
+            row |= evaluator(state.agent, number, seed, due)
+        return state, row
+
+    def revived(state: LoopState) -> LoopState:
+        if environment.pure:
+            return state
+        say(
+            f"{environment.spec.name} lives outside JAX and cannot be saved: new episodes start, and the run is not exact."
+        )
+        key, reset_key = jax.random.split(state.key)
+        env_state, timestep = jax.jit(environment.reset)(reset_key)
+        core = jax.jit(lambda: agent.initial_core(environment.num_envs))()
+        return state._replace(
+            environment=env_state, observation=timestep.observation, first=timestep.first, core=core, key=key
+        )
+
+    def describe(row: Row) -> str:
+        text = f"return {row['episode_return']:.4g}"
+        kl = next((name for name in ("kl_to_behaviour", "kl") if name in row), None)
+        if kl is not None:
+            text += f"  KL {row[kl]:.2g}"
+        if not math.isnan(row.get("evaluation_return", math.nan)):
+            text += f"  evaluation {row['evaluation_return']:.4g}"
+        return text
+
+    def advice(row: Row) -> str:
+        return (
+            f"Try a lower learning_rate (it was {config.learning_rate:g}) or max_grad_norm ({config.max_grad_norm:g}), less "
+            f"reuse, and see whether the environment's observations and rewards are finite (reward_mean of that row: "
+            f"{row['reward_mean']:g}) and small; normalise_observations and normalise_rewards scale them."
+        )
+
+    return Work(
+        rows=counts.log_points,
+        begin=begin,
+        like=lambda: jax.eval_shape(loop.init, jax.random.key(seed)),
+        advance=advance,
+        learner=lambda state: state.agent,
+        saved=lambda state: state if environment.pure else without_environment(state),
+        revived=revived,
+        size=counts.samples_after,
+        unit="steps",
+        describe=describe,
+        diverged=lambda row: row["nonfinite"] > 0,
+        advice=advice,
+    )
 
 
 class _Evaluator:
     """Compiled evaluation of a run on lanes of its own."""
 
-    def __init__(self, agent: Agent, identity: dict[str, Any]):
-        lanes = envs.make(
-            identity["environment"], identity["evaluation_episodes"], **identity["environment_parameters"]
-        )
-        self.environment = lanes
+    def __init__(self, agent: Agent, lanes: Environment, identity: dict[str, Any], greedy: bool):
         steps = identity["evaluation_max_steps"]
-        self._evaluate = jax.jit(lambda state, key: evaluate(agent, agent.publish(state), lanes, key, max_steps=steps))
+        self._evaluate = jax.jit(
+            lambda state, key: evaluate(agent, agent.publish(state), lanes, key, greedy=greedy, max_steps=steps)
+        )
 
     def __call__(self, agent_state: Any, number: int, seed: int, due: bool) -> Row:
         """Columns of this row: numbers if an evaluation is due, NaN otherwise."""
@@ -243,60 +310,12 @@ class _Evaluator:
         return summarise_evaluation(self._evaluate(agent_state, key))
 
 
-def _begin(
-    directory: Path, loop: Loop, agent: Agent, environment: Environment, identity: dict[str, Any], resume: bool
-) -> tuple[int, LoopState | None]:
-    """Log intervals that are done, and the state to go on from (None: from scratch)."""
-    if not resume:
-        return 0, None
-    if not checkpoints.steps(directory):
-        say(f"no checkpoint in {directory}; starting from scratch.")
-        return 0, None
-    like = jax.eval_shape(loop.init, jax.random.key(identity["seed"]))
-    step, state = checkpoints.restore(directory, like, identity, pure=environment.pure)
-    if step == loop.plan.log_points:
-        return step, state
-    say(f"resuming {directory} after {samples_after(step, loop.plan)} steps.")
-    if environment.pure:
-        return step, state
-    say(
-        f"{identity['environment']} lives outside JAX and cannot be saved: new episodes start, and the run is not "
-        "exact."
-    )
-    key, reset_key = jax.random.split(state.key)
-    env_state, timestep = jax.jit(environment.reset)(reset_key)
-    core = jax.jit(lambda: agent.initial_core(environment.num_envs))()
-    return step, state._replace(
-        environment=env_state, observation=timestep.observation, first=timestep.first, core=core, key=key
-    )
-
-
-def _check_directory(directory: Path, identity: dict[str, Any], resume: bool) -> None:
-    """Refuse to touch another run."""
-    if directory.exists() and not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file; give a directory.")
-    names = (CONFIG_NAME, JSONL_NAME, CSV_NAME, checkpoints.FOLDER, *demonstrated.NAMES)
-    taken = [name for name in names if (directory / name).exists()]
-    if not resume:
-        if taken:
-            raise FileExistsError(
-                f"{directory} already holds a run ({', '.join(taken)}). Resume it with resume=True (command line: "
-                "--resume), or give another directory."
-            )
-        return
-    description = read_description(directory)
-    if description is None and not checkpoints.steps(directory):
-        kept = [name for name in demonstrated.NAMES if (directory / name).exists()]
-        if kept:
-            raise CheckpointError(
-                f"{directory} holds {' and '.join(kept)} of a run, but neither its {CONFIG_NAME} nor a checkpoint; give "
-                "another directory, or remove them."
-            )
-    if description is not None:
-        stored = {name: value for name, value in description.items() if name not in LABELS}
-        checkpoints.check_identity(stored, identity, directory / CONFIG_NAME)
-        if description.get("jax") != jax.__version__:
-            say(f"the run began with jax {description.get('jax')}, this is {jax.__version__}: bits may differ.")
+def _described(config: Any) -> dict[str, Any]:
+    """Fields of a config for `config.json`; functions by name."""
+    fields = dataclasses.asdict(config)
+    return {
+        name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value for name, value in fields.items()
+    }
 
 
 def _plain_config(given: Any, name: str | None) -> tuple[Any, str | None]:
@@ -320,32 +339,6 @@ def _plain_config(given: Any, name: str | None) -> tuple[Any, str | None]:
 def _row(metrics: dict[str, Array], number: int, counts: Plan) -> Row:
     row = plain_row(jax.device_get(metrics))
     # whole numbers: float32 counts samples exactly only up to 2^24
-    row["steps"] = samples_after(number, counts)
+    row["steps"] = counts.samples_after(number)
     row["updates"] = number * counts.iterations_per_log * counts.updates_per_iteration
     return row
-
-
-@jax.jit
-def _all_finite(tree: PyTree) -> Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-
-
-def _divergence_advice(directory: Path, number: int, counts: Plan, row: Row, config: Any) -> str:
-    kept = checkpoints.steps(directory)
-    last = f"the checkpoint after {samples_after(kept[-1], counts)} steps is kept" if kept else "none was saved before"
-    return (
-        f"training diverged: loss or parameters stopped being finite between {samples_after(number - 1, counts)} and "
-        f"{row['steps']} steps (row {number} of {directory / JSONL_NAME}); {last}. Try a lower learning_rate (it was "
-        f"{config.learning_rate:g}) or max_grad_norm ({config.max_grad_norm:g}), less reuse, and see whether the "
-        f"environment's rewards are finite (reward_mean of that row: {row['reward_mean']:g})."
-    )
-
-
-def _to_json(description: dict[str, Any]) -> str:
-    try:
-        return json.dumps(description, indent=2)
-    except TypeError as error:
-        raise ValueError(
-            f"environment_parameters and reference_options must be JSON-able (numbers, strings, lists): {error}"
-        ) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from typing import NamedTuple
 
 
@@ -35,6 +37,23 @@ class LoopSettings:
     burn_in: int = 0
     log_points: int = 50
 
+    def __post_init__(self) -> None:
+        """Take whole floats such as `1e6` for integers.
+
+        Raises:
+            ValueError: for a size that is no whole number.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+            if field.name == "reuse":
+                if not number or value <= 0:
+                    raise ValueError(f"reuse must be a number above 0, got {value!r}.")
+            elif not number or value != int(value):
+                raise ValueError(f"{field.name} must be a whole number, got {value!r}.")
+            else:
+                object.__setattr__(self, field.name, int(value))
+
 
 class Plan(NamedTuple):
     """What `LoopSettings` come to for a number of lanes; all whole numbers."""
@@ -52,6 +71,10 @@ class Plan(NamedTuple):
     def total_updates(self) -> int:
         """Optimiser steps of the whole run."""
         return self.iterations * self.updates_per_iteration
+
+    def samples_after(self, number: int) -> int:
+        """Samples collected after so many log intervals, burn-in included."""
+        return (number * self.iterations_per_log + self.burn_in_iterations) * self.samples_per_iteration
 
 
 def plan(settings: LoopSettings, num_envs: int) -> Plan:

@@ -15,7 +15,7 @@ import pytest
 
 from jaxrl_off.training import checkpoints
 from jaxrl_off.training.checkpoints import CheckpointError
-from jaxrl_off.training.loop import LoopState
+from jaxrl_off.training.loop import LoopState, without_environment
 
 IDENTITY = {
     "version": "1",
@@ -181,7 +181,7 @@ def test_empty_folder_is_an_error(tmp_path, name):
 
 
 def test_impure_environments_save_no_lanes(tmp_path):
-    checkpoints.save(tmp_path, 1, make_state(1), IDENTITY, pure=False)
+    checkpoints.save(tmp_path, 1, without_environment(make_state(1)), IDENTITY)
     manifest = json.loads((tmp_path / "checkpoints" / "00000001" / "manifest.json").read_text())
     assert {leaf["path"].split("[")[0].split("'")[0] for leaf in manifest["leaves"]} == {
         ".agent",
@@ -189,7 +189,7 @@ def test_impure_environments_save_no_lanes(tmp_path):
         ".key",
         ".iteration",
     }
-    state = checkpoints.restore(tmp_path, structure(), IDENTITY, pure=False).state
+    state = checkpoints.restore(tmp_path, without_environment(structure()), IDENTITY).state
     assert (state.environment, state.observation, state.first, state.core) == ((), (), (), ())
     assert bits(state.agent) == bits(make_state(1).agent)
 

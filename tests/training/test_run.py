@@ -21,8 +21,18 @@ import pytest
 
 from jaxrl_off import agents, envs
 from jaxrl_off.envs.base import DiscreteSpace, EnvironmentSpec, LaneEnvironment, Transitioned, vectorise
-from jaxrl_off.training import CheckpointError, LoopSettings, TrainingDiverged, TrainingInterrupted, load_run, run
+from jaxrl_off.networks import ActorCritic
+from jaxrl_off.training import (
+    CheckpointError,
+    LoopSettings,
+    TrainingDiverged,
+    TrainingInterrupted,
+    load_run,
+    policy_functions,
+    run,
+)
 from jaxrl_off.training import checkpoints as checkpoints_module
+from jaxrl_off.training import driver as driver_module
 from jaxrl_off.training.metrics import MetricsWriters, read_last_row
 
 run_module = importlib.import_module("jaxrl_off.training.run")  # the package's attribute `run` is the function
@@ -128,7 +138,7 @@ def test_a_run_is_make_train(finished):
 
 
 def test_finished_run_is_returned_and_computes_nothing(finished, copy, monkeypatch, capsys):
-    monkeypatch.setattr(run_module, "MetricsWriters", None)
+    monkeypatch.setattr(driver_module, "MetricsWriters", None)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     result = train(copy, evaluate_every=3, evaluation_episodes=4, resume=True)
     assert "is finished" in capsys.readouterr().err
@@ -168,12 +178,115 @@ def test_resume_with_other_arguments_lists_them(copy, change, message, monkeypat
     assert str(error.value).count("stored") == 1 + ("what is stored" in str(error.value))
 
 
-def test_another_version_of_the_library_is_refused(copy, monkeypatch):
+def test_another_version_of_the_library_is_loaded_and_not_resumed(finished, copy, monkeypatch):
     monkeypatch.setattr(checkpoints_module, "library_version", lambda: "99.0")
     with pytest.raises(CheckpointError, match="version: stored '.*', given '99.0'"):
         train(copy, evaluate_every=3, evaluation_episodes=4, resume=True)
-    with pytest.raises(CheckpointError, match=r"given '99\.0'"):
+    assert bits(load_run(copy).agent_state) == bits(finished.state.agent)
+
+
+def test_a_field_that_this_version_lacks_is_named(copy):
+    described = json.loads((copy / "config.json").read_text())
+    described["config"]["momentum"] = 0.9
+    (copy / "config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="has no field momentum; load the run with the version that wrote it"):
         load_run(copy)
+
+
+def test_gaussian_policies_of_version_0_1_act_as_they_did(tmp_path):
+    """They acted in the environment's own units; today's act in [-1, 1], which is mapped to the box [-2, 2]."""
+    settings = LoopSettings(total_steps=128, collect_length=32, batch_size=64, reuse=1.0, log_points=1)
+    config = agents.preset("ppo_gae", sizes=(8,))
+    result = run(config, "Pendulum-v1", settings, tmp_path, num_envs=2, progress=False)
+    described = json.loads((tmp_path / "config.json").read_text())
+    manifest_path = next((tmp_path / "checkpoints").glob("*/manifest.json"))
+    manifest = json.loads(manifest_path.read_text())
+    described["version"] = manifest["identity"]["version"] = "0.1.0"
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    manifest_path.write_text(json.dumps(manifest))
+    loaded = load_run(tmp_path)
+    observation = jax.random.normal(jax.random.key(0), (5, 3))
+    raw = agents.make_policy(config, loaded.spec)(result.state.agent, observation)
+    policy = policy_functions(config, loaded.spec, loaded.agent_state)
+    torque = jnp.linspace(-1.5, 1.5, 5)[:, None]
+    np.testing.assert_allclose(policy.log_prob(observation, torque), raw.log_prob(torque), rtol=1e-5)
+
+
+def test_files_are_strict_json(tmp_path):
+    settings = LoopSettings(
+        total_steps=48, collect_length=16, batch_size=16, reuse=1.0, replay_capacity=64, burn_in=16, log_points=1
+    )
+    config = agents.preset("sac", policy_sizes=(4,), critic_sizes=(4,))
+    run(config, "Pendulum-v1", settings, tmp_path, num_envs=1, progress=False)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    paths = [tmp_path / "config.json", *tmp_path.glob("checkpoints/*/manifest.json")]
+    assert len(paths) == 2
+    for path in paths:
+        json.loads(path.read_text(), parse_constant=refuse)
+    assert load_run(tmp_path).config.kl_clip == np.inf
+
+
+@pytest.fixture
+def lanes():
+    return envs.make("CartPole-v1", 4)
+
+
+def test_objects_in_place_of_names(finished, lanes, tmp_path):
+    """An environment, or what makes one: the same run as by name; loading it asks for the object again."""
+    options = dict(num_envs=None, evaluate_every=3, evaluation_episodes=4)
+    result = train(tmp_path / "object", environment=lanes, **options)
+    assert bits(result.state) == bits(finished.state)
+    with pytest.raises(ValueError, match="was given its environment as an object; give it again as environment="):
+        load_run(tmp_path / "object")
+    assert bits(load_run(tmp_path / "object", environment=lanes).agent_state) == bits(finished.state.agent)
+    with pytest.raises(ValueError, match="evaluation_episodes=5 needs as many lanes.*or give a factory"):
+        train(tmp_path / "other", environment=lanes, **(options | dict(evaluation_episodes=5)))
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(TypeError, match="must be a name, an Environment or a factory"):
+        train(tmp_path / "other", environment=7)
+
+
+def test_a_network_of_ones_own(lanes, tmp_path):
+    network = ActorCritic((), 2, "mlp", (5,), separate_critic=True)
+    settings = LoopSettings(total_steps=128, collect_length=16, batch_size=64, reuse=1.0, log_points=2)
+    result = train(tmp_path, settings, environment=lambda n: envs.make("CartPole-v1", n), network=network)
+    kernel = result.state.agent.params["network"]["actor_torso"]["MLP_0"]["Dense_0"]["kernel"]
+    assert kernel.shape == (4, 5)
+    loaded = load_run(tmp_path, environment=lambda n: envs.make("CartPole-v1", n), network=network)
+    assert bits(loaded.agent_state) == bits(result.state.agent)
+
+
+def test_a_callback_sees_rows_and_stops_the_run(finished, tmp_path):
+    seen = []
+
+    def callback(row, learner):
+        seen.append((row["steps"], int(learner.updates)))
+        return len(seen) == 3
+
+    options = dict(evaluate_every=3, evaluation_episodes=4)
+    stopped = train(tmp_path, callback=callback, **options)
+    assert seen == [(64 + 128 * i, 8 * i) for i in (1, 2, 3)]
+    assert stopped.metrics["steps"] == seen[-1][0]
+    whole = train(tmp_path, resume=True, **options)
+    assert bits(whole.state) == bits(finished.state)
+
+
+def test_overwrite_removes_the_earlier_run_alone(copy):
+    (copy / "notes.txt").write_text("mine")
+    settings = LoopSettings(total_steps=128, collect_length=16, batch_size=64, reuse=1.0, log_points=2)
+    with pytest.raises(ValueError, match="exclude each other"):
+        train(copy, settings, overwrite=True, resume=True)
+    with pytest.raises(ValueError, match="unknown gymnax environment"):
+        train(copy, settings, overwrite=True, environment="CartPoleX")
+    assert checkpoints_module.steps(copy) == [6, 8]  # a mistake removes nothing
+    result = train(copy, settings, overwrite=True)
+    assert result.metrics["steps"] == 128
+    assert checkpoints_module.steps(copy) == [2]
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (copy / "notes.txt").read_text() == "mine"
 
 
 def test_unreadable_description_is_an_error(copy):
@@ -185,9 +298,10 @@ def test_unreadable_description_is_an_error(copy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
-        ({"evaluation_episodes": 0}, "evaluation_episodes must be at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a whole number of at least 1, got 0"),
+        ({"evaluation_episodes": 0}, "evaluation_episodes must be a whole number of at least 1"),
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"num_envs": None}, "num_envs is missing"),
         ({"settings": LoopSettings(total_steps=1088, batch_size=30, rollout_length=4)}, "batch_size=30 must be a mult"),
         ({"environment": "CartPoleX"}, "unknown gymnax environment 'CartPoleX'"),
         ({"config": "ppoo"}, "unknown preset 'ppoo'"),
@@ -279,7 +393,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypat
     # burn-in takes 16 decisions a lane, a row 32: decision 100 falls into row 3
     monkeypatch.setattr(envs, "make", lambda name, num_envs, **_: poisoned(100, num_envs))
     with pytest.raises(
-        TrainingDiverged, match="between 320 and 448 steps.*after 320 steps is kept.*learning_rate"
+        TrainingDiverged, match="between 320 steps and 448 steps.*after 320 steps is kept.*learning_rate"
     ) as e:
         train(tmp_path, environment="poisoned", checkpoint_every=1)
     assert "reward_mean of that row: nan" in str(e.value)
@@ -291,7 +405,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypat
 
 def test_divergence_at_once_leaves_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(envs, "make", lambda name, num_envs, **_: poisoned(0, num_envs))
-    with pytest.raises(TrainingDiverged, match="between 64 and 192 steps.*none was saved before"):
+    with pytest.raises(TrainingDiverged, match="between 64 steps and 192 steps.*none was saved before"):
         train(tmp_path, environment="poisoned", checkpoint_every=1)
     assert checkpoints_module.steps(tmp_path) == []
 
@@ -345,8 +459,8 @@ def test_lines_of_progress(tmp_path, capsys):
     train(tmp_path, LoopSettings(total_steps=256, collect_length=32, log_points=2), progress=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("CartPole-v1  step 128/256  return ")
-    assert all(word in lines[1] for word in ("KL", "samples/s", "0 s left"))
+    assert lines[0].startswith("CartPole-v1  128 of 256 steps  return ")
+    assert all(word in lines[1] for word in ("KL", "steps/s", "0 s left"))
 
 
 CHILD = """
