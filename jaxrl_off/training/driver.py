@@ -178,6 +178,8 @@ def drive(
         TrainingInterrupted: after Ctrl-C.
     """
     start, state = 0, None
+    number: int = 0
+    row: Row = {}
     if resume and checkpoints.steps(directory):
         start, stored = checkpoints.restore(directory, work.saved(work.like()), identity)
         if start == work.rows:

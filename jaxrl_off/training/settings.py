@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from typing import NamedTuple
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LoopSettings:
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
             if field.name == "reuse":
                 if not number or value <= 0:
                     raise ValueError(f"reuse must be a number above 0, got {value!r}.")
