@@ -24,6 +24,42 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": nn.gelu,
 }
 _SQRT_2 = math.sqrt(2.0)
+_SMALLEST_IMAGES = {"minatar": 3, "nature": 36, "impala": 1}  # sides that leave every convolution a pixel
+
+
+def check_image(shape: tuple[int, ...], torso: str) -> None:
+    """Refuse observations that a convolutional torso would take for something else.
+
+    Args:
+        shape: of one observation.
+        torso: `"minatar"`, `"nature"` or `"impala"`.
+
+    Raises:
+        ValueError: for anything but `(height, width, channels)`, channels in front, or an image that is too small.
+    """
+    remedy = "or set torso='mlp', which flattens observations."
+    if len(shape) != 3:
+        raise ValueError(
+            f"torso={torso!r} reads images of shape (height, width, channels), and observations have shape {shape}; use an "
+            f"environment with images, {remedy}"
+        )
+    if shape[0] < min(shape[1:]):
+        raise ValueError(
+            f"observations of shape {shape} look like (channels, height, width), and torso={torso!r} reads (height, width, "
+            f"channels); move the channels last, to {(*shape[1:], shape[0])}, {remedy}"
+        )
+    smallest = _SMALLEST_IMAGES[torso]
+    if min(shape[:2]) < smallest:
+        raise ValueError(
+            f"observations of shape {shape} are too small for torso={torso!r}, which needs a height and a width of at least "
+            f"{smallest}; enlarge the images, choose another torso, {remedy}"
+        )
+
+
+def float32_zeros(key: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros in float32, also where `jax_enable_x64` is set."""
+    del key
+    return jnp.zeros(shape, jnp.float32)
 
 
 def _dense(size: int, scale: float = _SQRT_2, name: str | None = None) -> nn.Dense:
@@ -63,7 +99,7 @@ class Convolution(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map `float[..., H, W, C]` to `float[..., H', W', features]`."""
         kernel = self.param("kernel", orthogonal(_SQRT_2), (self.kernel, self.kernel, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", float32_zeros, (self.features,))
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(self.padding, self.padding)] * 2 + [(0, 0)])
         on_cpu = jax.default_backend() == "cpu"
         if self.form == "patches" or (self.form == "auto" and on_cpu):
@@ -239,7 +275,7 @@ class ActorCritic(nn.Module):
         self.policy_head = _dense(math.prod(self.action_shape) if self.action_shape else self.num_actions, 0.01)
         self.value_head = _dense(1, 1.0)
         if self.action_shape:
-            self.log_std = self.param("log_std", nn.initializers.zeros, (math.prod(self.action_shape),))
+            self.log_std = self.param("log_std", float32_zeros, (math.prod(self.action_shape),))
 
     def _make_torso(self) -> nn.Module:
         if self.torso == "mlp":

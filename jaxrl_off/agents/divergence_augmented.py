@@ -21,7 +21,7 @@ from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConf
 from jaxrl_off.agents.divergence_augmented_losses import family_loss
 from jaxrl_off.agents.normalisation import normalise, normalised_policy
 from jaxrl_off.envs.base import ContinuousSpace, DiscreteSpace, EnvironmentSpec, from_canonical, to_canonical
-from jaxrl_off.networks import ActorCritic
+from jaxrl_off.networks import ActorCritic, check_image
 from jaxrl_off.ops.returns import lambda_returns, successor_values
 from jaxrl_off.types import Array, PyTree, Rollout
 
@@ -105,9 +105,9 @@ def make(
             log_std = params["network"]["log_std"]
             params["network"]["log_std"] = log_std + jnp.asarray(config.initial_log_std, log_std.dtype)
         if config.penalty_schedule == "learned":
-            params["log_temperature"] = jnp.zeros(())
+            params["log_temperature"] = jnp.zeros((), jnp.float32)
             params["log_penalty"] = jnp.log(jnp.asarray(config.penalty_coefficient, jnp.float32))
-        duals = Duals(jnp.asarray(config.penalty_coefficient, jnp.float32), jnp.ones(()))
+        duals = Duals(jnp.asarray(config.penalty_coefficient, jnp.float32), jnp.ones((), jnp.float32))
         zero = jnp.zeros((), jnp.int32)
         return AgentState(params, params, optimiser.init(params), duals, zero, zero)
 
@@ -262,11 +262,16 @@ def build_network(config: DivergenceAugmentedConfig, spec: EnvironmentSpec) -> A
     """The actor-critic a config asks for; `torso="auto"` looks at the observation's shape.
 
     Images of side 64 or more get the Nature network, smaller ones MinAtar's, anything else an MLP.
+
+    Raises:
+        ValueError: for observations that the torso cannot read, such as images with channels in front.
     """
     torso = config.torso
     if torso == "auto":
         image = len(spec.observation_shape) == 3
         torso = "mlp" if not image else ("nature" if min(spec.observation_shape[:2]) >= 64 else "minatar")
+    if torso != "mlp":
+        check_image(spec.observation_shape, torso)
     separate = config.separate_critic
     if separate is None:
         separate = torso == "mlp" and not config.core_size

@@ -24,7 +24,7 @@ from jaxrl_off.envs.base import EnvironmentSpec
 from jaxrl_off.types import Array, PyTree, Rollout
 
 _LARGEST = 10.0  # standard deviations that an observation keeps
-_EPSILON = 1e-8
+_ROUNDING = 1e-5  # of the mean; what float32 resolves
 
 
 class RunningMoments(NamedTuple):
@@ -98,9 +98,13 @@ def add_samples(moments: RunningMoments, samples: Array, mask: Array) -> Running
 
 
 def standard_deviation(moments: RunningMoments) -> Array:
-    """Standard deviation `float[...]`; 1 where nothing has been seen, or nothing has varied."""
-    variance = moments.squares / jnp.maximum(moments.count, 1.0)
-    return jnp.where(variance > _EPSILON, jnp.sqrt(jnp.maximum(variance, _EPSILON)), 1.0)
+    """Standard deviation `float[...]`; 1 where nothing has been seen, or nothing has varied.
+
+    What varies by less than 1e-5 of its mean cannot be told from rounding in float32, and counts as not varied. There is no
+    other smallest size: observations in small units are standardised, too.
+    """
+    deviation = jnp.sqrt(moments.squares / jnp.maximum(moments.count, 1.0))
+    return jnp.where(deviation > _ROUNDING * jnp.abs(moments.mean), deviation, 1.0)
 
 
 def standardised(moments: RunningMoments, observation: Array) -> Array:

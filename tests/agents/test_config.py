@@ -355,3 +355,20 @@ def test_the_network_fits_the_observation(shape, dtype, torso, sizes):
     assert (network.torso, tuple(network.sizes)) == (torso, sizes)
     assert agent_module.build_network(preset("ppo", torso="impala"), spec).torso == "impala"
     assert tuple(agent_module.build_network(preset("ppo", sizes=(7, 5)), spec).sizes) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "torso", "message"),
+    [
+        ((4, 84, 84), "auto", r"look like \(channels, height, width\).*channels last, to \(84, 84, 4\)"),
+        ((2, 8, 8), "auto", r"look like \(channels, height, width\).*channels last, to \(8, 8, 2\)"),
+        ((3, 64, 96), "impala", r"look like \(channels, height, width\).*channels last, to \(64, 96, 3\)"),
+        ((10, 10, 4), "nature", "too small for torso='nature', which needs a height and a width of at least 36"),
+        ((4,), "minatar", r"reads images of shape \(height, width, channels\), and observations have shape \(4,\)"),
+    ],
+)
+def test_images_that_a_torso_would_misread_are_refused(shape, torso, message):
+    spec = envs.EnvironmentSpec("test", shape, "float32", envs.DiscreteSpace(3))
+    with pytest.raises(ValueError, match=message):
+        make(preset("ppo", torso=torso), spec, total_updates=1)
+    assert agent_module.build_network(preset("ppo", torso="mlp"), spec).torso == "mlp"

@@ -45,6 +45,17 @@ def test_what_has_not_varied_keeps_its_unit():
     np.testing.assert_allclose(standardised(empty_moments((1,)), jnp.array([[3.0]])), [[3.0]])
 
 
+def test_small_units_are_standardised_and_rounding_is_no_variation():
+    small = 1e-6 * np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
+    moments = add_samples(empty_moments((1,)), small, jnp.ones(4, bool))
+    np.testing.assert_allclose(standard_deviation(moments), [1e-6 * np.std([0, 1, 2, 3])], rtol=1e-4)
+    np.testing.assert_allclose(standardised(moments, small).std(), 1.0, rtol=1e-4)
+    moments = empty_moments((1,))
+    for _ in range(5):
+        moments = add_samples(moments, np.full((7, 1), 1234.567, np.float32), jnp.ones(7, bool))
+    assert float(standard_deviation(moments)[0]) == 1.0
+
+
 @pytest.fixture(scope="module")
 def run():
     """A short run of PPO on Pendulum with both normalisations."""
