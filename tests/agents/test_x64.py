@@ -1,4 +1,4 @@
-"""Under `JAX_ENABLE_X64=1` every member of the divergence-augmented family keeps its types from one update to the next, and learns in float32."""
+"""Under `JAX_ENABLE_X64=1` members of the family keep their types from one update to the next, and learn in float32."""
 
 from __future__ import annotations
 
