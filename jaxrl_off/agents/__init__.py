@@ -17,6 +17,7 @@ from jaxrl_off.agents.families import (
     family_of,
     make,
     make_policy,
+    policy_layers,
     preset,
     register,
     wants_demonstrations,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         kl_regularised,
         kl_regularised_config,
         kl_regularised_losses,
+        layers,
         normalisation,
     )
 
@@ -63,8 +65,10 @@ __all__ = [
     "kl_regularised",
     "kl_regularised_config",
     "kl_regularised_losses",
+    "layers",
     "make",
     "make_policy",
+    "policy_layers",
     "normalisation",
     "preset",
     "register",

@@ -27,10 +27,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.linen.initializers import orthogonal
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates, continuous_space
+from jaxrl_off.agents.layers import PolicyLayers, dense, dense_stack
 from jaxrl_off.agents.normalisation import normalise, normalised_policy, refuse_normalised_demonstrations
 from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.distributions import DiagonalNormal
@@ -387,6 +389,22 @@ def make_policy(config: DapgConfig, spec: EnvironmentSpec) -> Callable[[Any, Arr
     """The policy of the agent that `make` gives, `(state, observation[N, O]) -> distribution [N]` over canonical actions."""
     network = _PolicyNetwork(math.prod(continuous_space(spec).shape), config.policy_sizes)
     return normalised_policy(lambda state, x: _policy(network, state.policy, state.scaling, x))
+
+
+def policy_layers(config: DapgConfig, spec: EnvironmentSpec, state: Any) -> PolicyLayers:
+    """The policy of the agent that `make` gives, as dense layers; its scaling goes into the first and the last."""
+    scaling = jax.tree.map(np.asarray, state.scaling)
+    (first, bias), *others = *dense_stack(state.policy["MLP_0"]), dense(state.policy["Dense_0"])
+    first = first / scaling.observation_std[:, None]
+    layers = [(first, bias - scaling.observation_mean @ first), *others]
+    weights, bias = layers.pop()
+    return PolicyLayers(
+        hidden=tuple(layers),
+        activation="tanh",
+        head=(weights * scaling.action_std, bias * scaling.action_std + scaling.action_mean),
+        distribution="normal",
+        log_std=state.policy["log_std"],
+    )
 
 
 def _standardised(scaling: Scaling, observation: Array) -> Array:

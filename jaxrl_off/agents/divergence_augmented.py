@@ -19,6 +19,7 @@ import optax
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates
 from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig, check
 from jaxrl_off.agents.divergence_augmented_losses import family_loss
+from jaxrl_off.agents.layers import PolicyLayers, dense, dense_stack
 from jaxrl_off.agents.normalisation import normalise, normalised_policy
 from jaxrl_off.envs.base import ContinuousSpace, DiscreteSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import ActorCritic, check_image
@@ -247,6 +248,28 @@ def make_policy(config: DivergenceAugmentedConfig, spec: EnvironmentSpec) -> Cal
             "observation alone has no place for. Only feed-forward agents are allowed; train one with core_size=0."
         )
     return normalised_policy(_policy_of(build_network(config, spec)))
+
+
+def policy_layers(config: DivergenceAugmentedConfig, spec: EnvironmentSpec, state: AgentState) -> PolicyLayers:
+    """The published policy of the agent that `make` gives, as dense layers.
+
+    Raises:
+        ValueError: for a network of images or with recurrent state.
+    """
+    network = build_network(config, spec)
+    if network.torso != "mlp" or network.core_size:
+        raise ValueError(
+            f"only policies of dense layers can be written to a file, and this one has torso={network.torso!r} and "
+            f"core_size={network.core_size}; keep the directory of its run, which `load_run` reads."
+        )
+    parameters = state.actor_params["network"]
+    return PolicyLayers(
+        hidden=dense_stack(parameters["actor_torso"]["MLP_0"]),
+        activation=config.activation,
+        head=dense(parameters["policy_head"]),
+        distribution="normal" if network.action_shape else "categorical",
+        log_std=parameters["log_std"] if network.action_shape else None,
+    )
 
 
 def _policy_of(network: ActorCritic) -> Callable[[AgentState, PyTree], Any]:

@@ -14,6 +14,8 @@ from jaxrl_off.agents import (
     kl_regularised_config,
 )
 from jaxrl_off.agents.base import Agent
+from jaxrl_off.agents.layers import PolicyLayers
+from jaxrl_off.agents.normalisation import NormalisedState, layers_with_moments
 from jaxrl_off.envs.base import EnvironmentSpec
 
 
@@ -28,6 +30,7 @@ class Family(NamedTuple):
         make: `(config, spec, total_updates=..., ...) -> Agent`.
         make_policy: `(config, spec) -> (state, observation) -> distribution`, the policy of such an agent, for which no
             references and demonstrations are needed.
+        policy_layers: `(config, spec, state) -> PolicyLayers`, that policy as arrays; None where it cannot be given.
     """
 
     config: type
@@ -36,10 +39,13 @@ class Family(NamedTuple):
     check: Callable[[Any], None]
     make: Callable[..., Agent]
     make_policy: Callable[[Any, EnvironmentSpec], Callable[[Any, Any], Any]]
+    policy_layers: Callable[[Any, EnvironmentSpec, Any], PolicyLayers] | None = None
 
 
 def _family(config: type, settings: ModuleType, module: ModuleType) -> Family:
-    return Family(config, settings.PRESETS, settings.preset, settings.check, module.make, module.make_policy)
+    return Family(
+        config, settings.PRESETS, settings.preset, settings.check, module.make, module.make_policy, module.policy_layers
+    )
 
 
 def register(name: str, family: Family) -> None:
@@ -152,3 +158,25 @@ def make_policy(config: Any, spec: EnvironmentSpec) -> Callable[[Any, Any], Any]
         ValueError: for a recurrent policy.
     """
     return FAMILIES[family_of(config)].make_policy(config, spec)
+
+
+def policy_layers(config: Any, spec: EnvironmentSpec, state: Any) -> PolicyLayers:
+    """The published policy of the agent that `make` gives, as dense layers in NumPy arrays.
+
+    Args:
+        config: of any family.
+        spec: of the environment.
+        state: of the agent, normalised or not.
+
+    Returns:
+        `PolicyLayers`, with the observation normalisation of the state.
+
+    Raises:
+        ValueError: for a policy that has other layers than dense ones, or recurrent state.
+    """
+    family = FAMILIES[family_of(config)]
+    if family.policy_layers is None:
+        raise ValueError(f"the family of {type(config).__name__} does not give its policy as dense layers.")
+    if not isinstance(state, NormalisedState):
+        return family.policy_layers(config, spec, state)
+    return layers_with_moments(family.policy_layers(config, spec, state.agent), state.observation)

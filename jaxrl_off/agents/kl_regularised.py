@@ -34,6 +34,7 @@ from jaxrl_off.agents.kl_regularised_losses import (
     reference_metrics,
     temperature,
 )
+from jaxrl_off.agents.layers import PolicyLayers, dense, dense_stack
 from jaxrl_off.agents.normalisation import normalise, normalised_policy
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec, from_canonical, to_canonical
 from jaxrl_off.networks import CriticEnsemble, GaussianPolicy
@@ -379,6 +380,19 @@ def make_policy(config: KLRegularisedConfig, spec: EnvironmentSpec) -> Callable[
     """
     network = _policy_network(config, spec)
     return normalised_policy(lambda state, observation: network.apply({"params": state.policy}, observation))
+
+
+def policy_layers(config: KLRegularisedConfig, spec: EnvironmentSpec, state: Any) -> PolicyLayers:
+    """The policy of the agent that `make` gives, as dense layers."""
+    network = _policy_network(config, spec)
+    return PolicyLayers(
+        hidden=dense_stack(state.policy["_HiddenLayers_0"]),
+        activation="relu",
+        head=dense(state.policy["mean"]),
+        distribution="tanh_normal" if network.squash else "tanh_mean_normal",
+        log_std=dense(state.policy["log_std"]),
+        log_std_range=network.log_std_range,
+    )
 
 
 def _policy_network(config: KLRegularisedConfig, spec: EnvironmentSpec) -> GaussianPolicy:

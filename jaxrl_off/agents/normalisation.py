@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
+from jaxrl_off.agents.layers import PolicyLayers
 from jaxrl_off.envs.base import EnvironmentSpec
 from jaxrl_off.types import Array, PyTree, Rollout
 
@@ -238,6 +240,14 @@ def normalised_policy(policy: Callable[[Any, PyTree], Any]) -> Callable[[Any, Py
         return policy(state.agent, observation)
 
     return apply
+
+
+def layers_with_moments(layers: PolicyLayers, moments: RunningMoments | tuple[()]) -> PolicyLayers:
+    """A policy's layers that standardise observations as `standardised` does; the layers themselves for `()`."""
+    if not isinstance(moments, RunningMoments):
+        return layers
+    shift, scale = (np.asarray(x).reshape(-1) for x in (moments.mean, standard_deviation(moments)))
+    return layers._replace(shift=shift, scale=scale, limit=_LARGEST)
 
 
 def refuse_normalised_demonstrations(config: Any) -> None:

@@ -19,6 +19,7 @@ from jaxrl_off.training.loop import (
     summarise,
     sweep,
 )
+from jaxrl_off.training.policies import SavedPolicy, load_policy, save_policy
 from jaxrl_off.training.regimes import REGIMES, Regime, regime
 from jaxrl_off.training.run import RunResult, run
 from jaxrl_off.training.settings import LoopSettings, Plan, plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         evaluation,
         loop,
         metrics,
+        policies,
         progress,
         regimes,
         settings,
@@ -54,6 +56,7 @@ __all__ = [
     "PolicyFunctions",
     "Regime",
     "RunResult",
+    "SavedPolicy",
     "TrainResult",
     "TrainingDiverged",
     "TrainingInterrupted",
@@ -65,6 +68,7 @@ __all__ = [
     "environments",
     "evaluate",
     "evaluation",
+    "load_policy",
     "load_run",
     "loop",
     "make_loop",
@@ -72,6 +76,7 @@ __all__ = [
     "metrics",
     "monte_carlo_value",
     "plan",
+    "policies",
     "policy_functions",
     "policy_of",
     "policy_of_file",
@@ -80,6 +85,7 @@ __all__ = [
     "regimes",
     "roll_out",
     "run",
+    "save_policy",
     "settings",
     "stack_configs",
     "stored",
