@@ -177,6 +177,12 @@ def policy_layers(config: Any, spec: EnvironmentSpec, state: Any) -> PolicyLayer
     family = FAMILIES[family_of(config)]
     if family.policy_layers is None:
         raise ValueError(f"the family of {type(config).__name__} does not give its policy as dense layers.")
-    if not isinstance(state, NormalisedState):
-        return family.policy_layers(config, spec, state)
-    return layers_with_moments(family.policy_layers(config, spec, state.agent), state.observation)
+    normalised = isinstance(state, NormalisedState)
+    try:
+        layers = family.policy_layers(config, spec, state.agent if normalised else state)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(
+            f"the state of this agent does not hold the network that its config describes ({error}), for example because it "
+            "was given a network of your own; its policy cannot be given as dense layers."
+        ) from error
+    return layers_with_moments(layers, state.observation) if normalised else layers

@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxrl_off.types import Array, PyTree
 
+Numbers = Array | np.ndarray
+
 
 class PolicyLayers(NamedTuple):
     """Dense layers from an observation to the parameters of an action distribution.
@@ -27,14 +29,14 @@ class PolicyLayers(NamedTuple):
         limit: largest standardised observation, or None.
     """
 
-    hidden: tuple[tuple[Array, Array], ...]
+    hidden: tuple[tuple[Numbers, Numbers], ...]
     activation: str
-    head: tuple[Array, Array]
+    head: tuple[Numbers, Numbers]
     distribution: str
-    log_std: Array | tuple[Array, Array] | None = None
+    log_std: Numbers | tuple[Numbers, Numbers] | None = None
     log_std_range: tuple[float, float] | None = None
-    shift: Array | None = None
-    scale: Array | None = None
+    shift: Numbers | None = None
+    scale: Numbers | None = None
     limit: float | None = None
 
 

@@ -73,9 +73,12 @@ class SavedPolicy:
             ValueError: if observations have another shape, or a sample is wanted without a key.
         """
         distribution = self.distribution(observation)
-        if not greedy and key is None:
+        if greedy:
+            action = distribution.mode()
+        elif key is None:
             raise ValueError("sampled actions need a key; give one, or greedy=True.")
-        action = distribution.mode() if greedy else distribution.sample(key)
+        else:
+            action = distribution.sample(key)
         space = self.spec.action_space
         return from_canonical(space, action) if isinstance(space, ContinuousSpace) else action
 
@@ -113,7 +116,8 @@ class SavedPolicy:
         scale = 255.0 if observation.dtype == np.uint8 and layers.shift is None else 1.0
         x = xp.asarray(observation, xp.float32).reshape(*leading, -1) / scale
         if layers.shift is not None:
-            x = xp.clip((x - layers.shift) / layers.scale, -layers.limit, layers.limit)
+            limit = math.inf if layers.limit is None else layers.limit
+            x = xp.clip((x - layers.shift) / layers.scale, -limit, limit)
         for weights, bias in layers.hidden:
             x = _activation(layers.activation, xp)(x @ weights + bias)
         head = x @ layers.head[0] + layers.head[1]
@@ -182,7 +186,7 @@ def save_policy(
         "version": VERSION,
         "environment": spec.name,
         "observation_shape": spec.observation_shape,
-        "observation_dtype": str(spec.observation_dtype),
+        "observation_dtype": spec.observation_dtype,
         "actions": actions,
         "hidden": len(layers.hidden),
         "activation": layers.activation,

@@ -125,5 +125,10 @@ def test_mistakes(tmp_path, written):
     state = agents.make(config, images, total_updates=1).init(jax.random.key(0))
     with pytest.raises(ValueError, match="only policies of dense layers.*torso='minatar'.*keep the directory"):
         save_policy(tmp_path / "bad.npz", config, images, state)
+    config = agents.preset("ppo", sizes=(4,))
+    state = agents.make(config, BOX, total_updates=1).init(jax.random.key(0))
+    own = state._replace(actor_params={"network": {"mine": state.actor_params["network"]}})
+    with pytest.raises(ValueError, match="does not hold the network that its config describes.*of your own"):
+        save_policy(tmp_path / "bad.npz", config, BOX, own)
     assert not (tmp_path / "bad.npz").exists()
     assert policies.VERSION == 1
