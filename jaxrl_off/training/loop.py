@@ -287,27 +287,60 @@ def make_train(
     return train
 
 
-def sweep(train: Callable[[Any, Array], Any], configs: Any, keys: Array) -> Any:
+def without_replay(result: Any) -> Any:
+    """A `TrainResult` whose state holds no replay, which would be nearly all of its memory; anything else as it is."""
+    return result._replace(state=result.state._replace(replay=())) if isinstance(result, TrainResult) else result
+
+
+def sweep(
+    train: Callable[[Any, Array], Any], configs: Any, keys: Array, *, keep: Callable[[Any], Any] = without_replay
+) -> Any:
     """Train a grid in one program: `configs` (leaves `[G]`) against `keys` (`[G]`).
 
-    On an accelerator this is `jax.vmap`; on CPU the members run one after another (`jax.lax.map`), because XLA's CPU
-    backend runs batches of small convolutions and matrix products slower than one by one.
+    On an accelerator this is `jax.vmap`; on CPU, and for environments outside JAX, whose steps have an order, the members run
+    one after another (`jax.lax.map`). XLA's CPU backend runs batches of small convolutions and matrix products slower than one
+    by one.
+
+    Args:
+        train: `(config, key) -> result`, of `make_train`.
+        configs: of `stack_configs`.
+        keys: `[G]`, for example `jax.random.split(jax.random.key(0), G)`.
+        keep: what is kept of every member's result. By default all but the replay; `lambda result: result.metrics` for the
+            curves alone, `lambda result: result` for everything.
 
     Returns:
-        What `train` returns, with a leading axis `[G]`.
+        What `keep` returns, with a leading axis `[G]`.
+
+    Raises:
+        ValueError: if configs and keys do not have one leading axis of the same size.
     """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((configs, keys))}
+    if sizes != {jnp.shape(keys)[:1]} or sizes == {()}:
+        raise ValueError(
+            f"a sweep needs one config and one key a member, but leaves of configs and keys have leading axes "
+            f"{sorted(sizes)}; stack configs by stack_configs([...]) and give as many keys, jax.random.split(key, count)."
+        )
+
+    def member(given: tuple[Any, Array]) -> Any:
+        return keep(train(*given))
+
     if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda member: train(*member), (configs, keys))
-    return jax.vmap(train)(configs, keys)
+        return jax.lax.map(member, (configs, keys))
+    first = jax.tree.map(lambda leaf: leaf[0], (configs, keys))
+    if jax.make_jaxpr(member)(first).effects:  # ordered callbacks, which vmap refuses
+        return jax.lax.map(member, (configs, keys))
+    return jax.vmap(member)((configs, keys))
 
 
 def stack_configs(configs: list[Any]) -> Any:
-    """Stack configs that share their static fields into one with leaves `[G]`.
+    """Stack configs that share their static fields into one with leaves `[G]`, for `sweep`.
 
     Raises:
-        ValueError: if they differ in a static field (another program is needed for each).
+        ValueError: if there is none, or they differ in a static field (another program is needed for each).
     """
     structures = {jax.tree.structure(config) for config in configs}
+    if not structures:
+        raise ValueError("there is no config to stack; give a list of one or more.")
     if len(structures) != 1:
         raise ValueError(
             f"{len(configs)} configs fall into {len(structures)} groups with different static fields; sweep each apart."

@@ -10,6 +10,7 @@ import importlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from jaxrl_off.agents.divergence_augmented import build_network
 from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.envs.base import DiscreteSpace, Environment, EnvironmentSpec, fresh_timestep
 from jaxrl_off.training import LoopSettings, make_loop, make_train, plan, stack_configs, sweep
+from jaxrl_off.training.loop import without_replay
 from jaxrl_off.types import EpisodeStatistics, Rollout, Timestep
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # less time in the compiler
@@ -643,14 +645,46 @@ def test_training_is_a_pure_function_compiled_once():
     assert len(traces) == 1
 
     stacked = stack_configs(configs)
-    expected = jax.tree.map(
+    everything = jax.tree.map(
         lambda *leaves: None if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) else np.stack(leaves), *singles
     )
     swept = jax.jit(sweep, static_argnums=0, compiler_options=QUICK)(train, stacked, keys)
+    assert swept.state.replay == ()
     vmapped = jax.jit(jax.vmap(train), compiler_options=QUICK)(stacked, keys)
-    for grid in (swept, vmapped):
+    for grid, expected in ((swept, without_replay(everything)), (vmapped, everything)):
         got = jax.tree.map(lambda leaf: None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, grid)
         assert_close(got, expected, rtol=1e-4)
+
+
+def test_a_sweep_keeps_what_is_asked_for(monkeypatch):
+    """On an accelerator, too, where members are batched but for those whose steps call back in order."""
+    configs, keys = jnp.arange(3.0), jax.random.split(jax.random.key(0), 3)
+    seen = []
+
+    def calls_back(config, key):
+        def note(value):
+            seen.append(float(value))
+            return np.float32(2.0 * value)
+
+        return {
+            "double": jax.experimental.io_callback(note, jax.ShapeDtypeStruct((), jnp.float32), config, ordered=True)
+        }
+
+    def plain(config, key):
+        return {"double": 2.0 * config, "other": jnp.zeros(1000)}
+
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        for train in (plain, calls_back):
+            doubled = sweep(train, configs, keys, keep=lambda result: result["double"])
+            np.testing.assert_array_equal(doubled, [0.0, 2.0, 4.0])
+    assert seen == [0.0, 1.0, 2.0] * 2
+    with pytest.raises(ValueError, match=r"one config and one key a member.*stack_configs"):
+        sweep(plain, preset("ppo"), keys)
+    with pytest.raises(ValueError, match=r"leading axes \[\(2,\), \(3,\)\]"):
+        sweep(plain, configs[:2], keys)
+    with pytest.raises(ValueError, match="no config to stack"):
+        stack_configs([])
 
 
 def test_configs_of_different_programs_do_not_stack():
