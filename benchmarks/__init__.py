@@ -24,5 +24,7 @@ Speed against other libraries is measured apart, as these are installed into env
 | `python -m benchmarks.star.fqe_speed` | d3rlpy in `.venv-d3rlpy` |
 | `python -m benchmarks.deterministic.speed` | obp in `.venv-obp` |
 
+`python -m benchmarks.dapo.quality` compares what is learned with shipped settings to rejax (in `.venv-peers`).
+
 All take `--quick` (fewer rounds) and `--output FILE`; `make speed` runs them one after the other.
 """

@@ -124,7 +124,7 @@ def test_the_example_of_the_readme_runs():
         scope: dict[str, object] = {}
         exec(compile(block, "README.md", "exec"), scope)
     assert scope["returns"].shape[0] == 4
-    assert float(scope["returns"][:, -1].min()) > 30.0  # a random policy keeps the pole up for about 20 steps
+    assert float(scope["returns"][:, -1].min()) > 300.0  # of 500; a random policy keeps the pole up for about 20 steps
 
 
 def test_the_commands_of_the_readme_exist():

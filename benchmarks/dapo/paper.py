@@ -19,6 +19,7 @@ PAPER = Paper(
     sections=(
         Section("dapo_minatar", "MinAtar: does the divergence pay, and where?", minatar_section, claims),
         Section("dapo_atari", "Atari", atari_section),
+        Section("quality", "What PPO learns with shipped settings, beside rejax", speed_part),
         Section("throughput", "Speed of PPO against rejax and PureJaxRL", speed_part),
     ),
 )
