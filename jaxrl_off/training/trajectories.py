@@ -7,6 +7,7 @@ ones.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,8 +40,8 @@ def roll_out(policy: Policy, environment: Environment, key: Array, *, episodes: 
     """Record the first steps of new episodes.
 
     Args:
-        policy: who acts. Its log-probabilities are recorded with its actions, which are not clipped to the
-            environment's box (that is done by the environment), so that the two belong together.
+        policy: who acts; a pure function. Its log-probabilities are recorded with its actions, which are not clipped to
+            the environment's box (that is done by the environment), so that the two belong together.
         environment: `N` lanes, pure or not. It is reset here, and not closed. Where a trace ends before its episode (a
             life lost, if so configured) the trajectory ends there.
         key: consumed.
@@ -49,8 +50,9 @@ def roll_out(policy: Policy, environment: Environment, key: Array, *, episodes: 
 
     Returns:
         Trajectories of `episodes` rows with the environment's observations, float32 rewards and log-probabilities.
-        `final_observation` is what followed the last step, before any reset. Pure where the environment is: jit it if
-        it is called often, vmap it over keys.
+        `final_observation` is what followed the last step, before any reset. Where the environment is pure, this function
+        can be jitted, and vmapped over keys. It is compiled once for the same policy, environment and sizes (the last few
+        programs are kept), so pass the same function again rather than a new lambda.
 
     Raises:
         ValueError: if a number is below 1, or the policy does not give an action and a log-probability a lane.
@@ -64,31 +66,12 @@ def roll_out(policy: Policy, environment: Environment, key: Array, *, episodes: 
         ((10, 7, 4), 70, 70.0)
     """
 
-    def play(key: Array) -> Trajectories:
-        reset_key, loop_key = jax.random.split(key)
-        env_state, timestep = environment.reset(reset_key)
-
-        def step(carry: Any, key: Array) -> tuple[Any, tuple[Array, ...]]:
-            env_state, observation, final, alive = carry
-            act_key, step_key = jax.random.split(key)
-            action, log_prob = policy(act_key, observation)
-            env_state, timestep = environment.step(step_key, env_state, action)
-            reward = jnp.where(alive, timestep.reward, 0.0)
-            terminated, truncated = timestep.terminated & alive, timestep.truncated & alive
-            final = jax.tree.map(lambda new, old: _where(alive, new, old), timestep.final_observation, final)
-            record = (observation, action, reward, log_prob, alive, terminated, truncated)
-            return (env_state, timestep.observation, final, alive & ~terminated & ~truncated), record
-
-        start = (env_state, timestep.observation, timestep.observation, jnp.ones(environment.num_envs, bool))
-        (_, _, final, _), records = jax.lax.scan(step, start, jax.random.split(loop_key, horizon))
-        return Trajectories(*jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), records), final)
-
-    return _in_batches(play, policy, environment, key, episodes, horizon)
+    return _in_batches(_recorded, policy, environment, key, episodes, horizon)
 
 
 def monte_carlo_value(
     policy: Policy, environment: Environment, key: Array, *, episodes: int, horizon: int, discount: float = 1.0
-) -> tuple[float, float]:
+) -> tuple[float | Array, float | Array]:
     """Mean discounted return of the first steps of new episodes, without storing them.
 
     Args:
@@ -100,7 +83,8 @@ def monte_carlo_value(
         discount: gamma, in [0, 1].
 
     Returns:
-        The mean, and its standard error. Returns are added up in float32, and averaged in float64.
+        The mean, and its standard error. Returns are added up in float32, and averaged in float64. Inside `jax.jit` or
+        `jax.vmap` both are arrays `float32[]`, averaged in float32. Compiled once, as `roll_out` is, for all discounts.
 
     Raises:
         ValueError: as `roll_out`, for fewer than two episodes and a discount outside [0, 1].
@@ -110,26 +94,11 @@ def monte_carlo_value(
     if episodes < 2:
         raise ValueError(f"a standard error needs at least 2 episodes, got {episodes}.")
 
-    def play(key: Array) -> Array:
-        reset_key, loop_key = jax.random.split(key)
-        env_state, timestep = environment.reset(reset_key)
-
-        def step(carry: Any, inputs: tuple[Array, Array]) -> tuple[Any, None]:
-            env_state, observation, earned, alive = carry
-            key, factor = inputs
-            act_key, step_key = jax.random.split(key)
-            action, _ = policy(act_key, observation)
-            env_state, timestep = environment.step(step_key, env_state, action)
-            earned = earned + jnp.where(alive, factor * timestep.reward, 0.0)
-            alive = alive & ~timestep.terminated & ~timestep.truncated
-            return (env_state, timestep.observation, earned, alive), None
-
-        lanes = environment.num_envs
-        start = (env_state, timestep.observation, jnp.zeros(lanes, jnp.float32), jnp.ones(lanes, bool))
-        factors = jnp.asarray(discount ** np.arange(horizon, dtype=np.float64), jnp.float32)
-        return jax.lax.scan(step, start, (jax.random.split(loop_key, horizon), factors))[0][2]
-
-    returns = np.asarray(_in_batches(play, policy, environment, key, episodes, horizon), np.float64)
+    factors = jnp.asarray(discount ** np.arange(horizon, dtype=np.float64), jnp.float32)
+    returns = _in_batches(_returns, policy, environment, key, episodes, horizon, factors)
+    if isinstance(returns, jax.core.Tracer):
+        return jnp.mean(returns), jnp.std(returns, ddof=1) / math.sqrt(episodes)
+    returns = np.asarray(returns, np.float64)
     return float(returns.mean()), float(returns.std(ddof=1) / math.sqrt(episodes))
 
 
@@ -197,15 +166,78 @@ def _functions(distribution: Callable[[Array], Any], spec: EnvironmentSpec) -> P
     return PolicyFunctions(act, log_prob)
 
 
+def _recorded(policy: Policy, environment: Environment, horizon: int, key: Array) -> Trajectories:
+    """The first episode of every lane."""
+    reset_key, loop_key = jax.random.split(key)
+    env_state, timestep = environment.reset(reset_key)
+
+    def step(carry: Any, key: Array) -> tuple[Any, tuple[Array, ...]]:
+        env_state, observation, final, alive = carry
+        act_key, step_key = jax.random.split(key)
+        action, log_prob = policy(act_key, observation)
+        env_state, timestep = environment.step(step_key, env_state, action)
+        reward = jnp.where(alive, timestep.reward, 0.0)
+        terminated, truncated = timestep.terminated & alive, timestep.truncated & alive
+        final = jax.tree.map(lambda new, old: _where(alive, new, old), timestep.final_observation, final)
+        record = (observation, action, reward, log_prob, alive, terminated, truncated)
+        return (env_state, timestep.observation, final, alive & ~terminated & ~truncated), record
+
+    start = (env_state, timestep.observation, timestep.observation, jnp.ones(environment.num_envs, bool))
+    (_, _, final, _), records = jax.lax.scan(step, start, jax.random.split(loop_key, horizon))
+    return Trajectories(*jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), records), final)
+
+
+def _returns(policy: Policy, environment: Environment, horizon: int, key: Array, factors: Array) -> Array:
+    """`sum_t factors[t] reward_t` of the first episode of every lane, `float32[N]`."""
+    reset_key, loop_key = jax.random.split(key)
+    env_state, timestep = environment.reset(reset_key)
+
+    def step(carry: Any, inputs: tuple[Array, Array]) -> tuple[Any, None]:
+        env_state, observation, earned, alive = carry
+        key, factor = inputs
+        act_key, step_key = jax.random.split(key)
+        action, _ = policy(act_key, observation)
+        env_state, timestep = environment.step(step_key, env_state, action)
+        earned = earned + jnp.where(alive, factor * timestep.reward, 0.0)
+        alive = alive & ~timestep.terminated & ~timestep.truncated
+        return (env_state, timestep.observation, earned, alive), None
+
+    lanes = environment.num_envs
+    start = (env_state, timestep.observation, jnp.zeros(lanes, jnp.float32), jnp.ones(lanes, bool))
+    return jax.lax.scan(step, start, (jax.random.split(loop_key, horizon), factors))[0][2]
+
+
 def _in_batches(
-    play: Callable[[Array], Any], policy: Policy, environment: Environment, key: Array, episodes: int, horizon: int
+    play: Callable[..., Any],
+    policy: Policy,
+    environment: Environment,
+    key: Array,
+    episodes: int,
+    horizon: int,
+    *inputs: Array,
 ) -> Any:
-    """What `play(key)` gives for all lanes, as often as it takes, cut to so many episodes."""
+    """What `play(policy, environment, horizon, key, *inputs)` gives for all lanes, repeated and cut to `episodes` rows."""
     for name, value in (("episodes", episodes), ("horizon", horizon)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    try:
+        hash((policy, environment))
+        program = _program
+    except TypeError:  # for example a callable dataclass of arrays: it works, but is compiled at every call
+        program = _program.__wrapped__
+    if isinstance(key, jax.core.Tracer):
+        # the caller compiles; keeping the program would keep the caller's tracers
+        return _program.__wrapped__(play, policy, environment, episodes, horizon, False)(key, *inputs)
+    return program(play, policy, environment, episodes, horizon, True)(key, *inputs)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    play: Callable[..., Any], policy: Policy, environment: Environment, episodes: int, horizon: int, compiled: bool
+) -> Callable[..., Any]:
+    """`(key, *inputs) -> play` of as many batches of lanes as `episodes` need, after a check of what the policy gives."""
     lanes = environment.num_envs
-    given = jax.eval_shape(policy, key, environment.spec.zero_observation(lanes))
+    given = jax.eval_shape(policy, jax.random.key(0), environment.spec.zero_observation(lanes))
     shapes = [getattr(x, "shape", None) for x in given] if isinstance(given, tuple) else []
     if len(shapes) != 2 or shapes[0][:1] != (lanes,) or shapes[1] != (lanes,):
         raise ValueError(
@@ -214,11 +246,12 @@ def _in_batches(
         )
     batches = -(-episodes // lanes)
 
-    def run(key: Array) -> Any:
-        parts = jax.lax.map(play, jax.random.split(key, batches))
+    def run(key: Array, *inputs: Array) -> Any:
+        keys = jax.random.split(key, batches)
+        parts = jax.lax.map(lambda key: play(policy, environment, horizon, key, *inputs), keys)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:episodes], parts)
 
-    return jax.jit(run)(key)
+    return jax.jit(run) if compiled else run
 
 
 def _where(mask: Array, one: Array, other: Array) -> Array:

@@ -44,15 +44,31 @@ def demonstrations_of(count=50, noise=0.0):
     return SimpleNamespace(observation=observation, action=canonical * [2.0, 5.0] + [0.0, 5.0])
 
 
+def built(config):
+    demonstrations = demonstrations_of() if config.with_demonstrations else None
+    return make(config, SPEC, total_updates=10, demonstrations=demonstrations)
+
+
+@quick
+def started(config, key):
+    return built(config).init(key)
+
+
+@quick
+def updated(config, state, key, batch):
+    return built(config).update(state, key, batch)
+
+
 @functools.cache
 def agent_of(name, **changes):
-    demonstrations = demonstrations_of() if name == "dapg" else None
-    agent = make(preset(name, **SMALL, **changes), SPEC, total_updates=10, demonstrations=demonstrations)
+    """An agent that is compiled; those whose configs differ in their reals alone share programs."""
+    config = preset(name, **SMALL, **changes)
+    agent = built(config)
     return agent._replace(
-        init=quick(agent.init),
+        init=functools.partial(started, config),
         act=quick(agent.act, static_argnames="greedy"),
         process=quick(agent.process, static_argnums=2),
-        update=quick(agent.update),
+        update=functools.partial(updated, config),
     )
 
 
@@ -427,7 +443,7 @@ def test_the_value_function_fits_the_returns():
 
 
 @pytest.mark.parametrize("field", ["advantage", "value_target"])
-def test_what_is_not_finite_is_told(field):
+def test_what_is_not_finite_is_reported(field):
     agent = agent_of("npg")
     state = agent.init(jax.random.key(0))
     samples = samples_of(state)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import functools
 import itertools
 
 import jax
@@ -13,7 +14,7 @@ from jaxrl_off import envs, references
 from jaxrl_off.agents import kl_regularised, kl_regularised_config
 from jaxrl_off.agents.kl_regularised import make
 from jaxrl_off.agents.kl_regularised_config import PRESETS, KLRegularisedConfig, preset
-from jaxrl_off.agents.kl_regularised_losses import kl_to_reference
+from jaxrl_off.agents.kl_regularised_losses import kl_to_reference, temperature
 from jaxrl_off.distributions import DiagonalNormal, TanhNormal
 from jaxrl_off.envs.base import continuous_space, from_canonical, to_canonical
 from jaxrl_off.networks import CriticEnsemble, GaussianPolicy
@@ -22,6 +23,23 @@ from jaxrl_off.types import Transition
 
 SPEC = envs.make("Pendulum-v1", 1).spec
 SMALL = dict(policy_sizes=(8,), critic_sizes=(8,), pretrain_updates=0)
+
+
+# Configs are arguments: those that differ in their reals alone share a program.
+
+
+@functools.partial(jax.jit, static_argnames=("total_updates", "reference"))
+def started(config, key, reference_params=(), demonstrations=None, *, reference=None, total_updates=10):
+    """The initial state of an agent of `config`."""
+    parts = dict(reference=reference, reference_params=reference_params, demonstrations=demonstrations)
+    return make(config, SPEC, total_updates=total_updates, **parts).init(key)
+
+
+@functools.partial(jax.jit, static_argnames=("total_updates", "reference"))
+def updated(config, state, key, batch, demonstrations=None, *, reference=None, total_updates=10):
+    """One update of an agent of `config`."""
+    parts = dict(reference=reference, demonstrations=demonstrations)
+    return make(config, SPEC, total_updates=total_updates, **parts).update(state, key, batch)
 
 
 def batch_of(seed=0, size=6, std=0.3):
@@ -166,15 +184,14 @@ def test_guard_rails():
 # One update, by hand ---------------------------------------------------------------------------------------------------
 
 
-def quiet(config, **parts):
-    """An agent whose policy has standard deviation exp(-20): its samples are its means."""
-    agent = make(config, SPEC, total_updates=100, reference=parts.pop("reference", reference), **parts)
-    state = agent.init(jax.random.key(5))
+def quiet(config):
+    """The state of an agent whose policy has standard deviation exp(-20): its samples are its means."""
+    state = started(config, jax.random.key(5), reference=reference)
     policy = jax.tree.map(lambda x: x, state.policy)
     policy["log_std"] = {"kernel": jnp.zeros_like(policy["log_std"]["kernel"]), "bias": jnp.full(1, -20.0)}
     policy["mean"] = {"kernel": 10.0 * policy["mean"]["kernel"] * 50, "bias": policy["mean"]["bias"]}
     other = jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), state.critic)
-    return agent, state._replace(policy=policy, target_critic=other)
+    return state._replace(policy=policy, target_critic=other)
 
 
 def by_hand(config, state, batch):
@@ -216,9 +233,9 @@ def by_hand(config, state, batch):
 )
 def test_losses_by_hand(changes):
     config = preset("nppac", policy="normal", kl="analytic", **SMALL, **changes)
-    agent, state = quiet(config)
+    state = quiet(config)
     batch = batch_of()
-    _, metrics = jax.jit(agent.update)(state, jax.random.key(1), batch)
+    _, metrics = updated(config, state, jax.random.key(1), batch, reference=reference)
     target, critic_loss, policy_loss = by_hand(config, state, batch)
     np.testing.assert_allclose(metrics["target"], target.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["critic_loss"], critic_loss, rtol=1e-4)
@@ -230,8 +247,8 @@ def test_one_step_of_adam_and_the_slow_copy():
     config = preset(
         "nppac", policy="normal", kl="analytic", learning_rate=1e-3, critic_learning_rate=2e-3, tau=0.1, **SMALL
     )
-    agent, state = quiet(config)
-    new, _ = jax.jit(agent.update)(state, jax.random.key(1), batch_of())
+    state = quiet(config)
+    new, _ = updated(config, state, jax.random.key(1), batch_of(), reference=reference)
     steps = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)), new.critic, state.critic))
     assert max(step.max() for step in steps) == pytest.approx(2e-3, rel=1e-3)
     moved = jax.tree.leaves(
@@ -248,10 +265,10 @@ def test_one_step_of_adam_and_the_slow_copy():
 def test_the_policy_follows_its_gradient():
     """Finite differences of the policy loss, along the step that was taken, in a quiet agent: it must fall."""
     config = preset("nppac", policy="normal", kl="analytic", learning_rate=1e-3, **SMALL)
-    agent, state = quiet(config)
+    state = quiet(config)
     batch = batch_of()
-    new, before = jax.jit(agent.update)(state, jax.random.key(1), batch)
-    _, after = jax.jit(agent.update)(state._replace(policy=new.policy), jax.random.key(1), batch)
+    new, before = updated(config, state, jax.random.key(1), batch, reference=reference)
+    _, after = updated(config, state._replace(policy=new.policy), jax.random.key(1), batch, reference=reference)
     assert after["policy_loss"] < before["policy_loss"]
 
 
@@ -264,14 +281,13 @@ def test_a_uniform_reference_is_sac():
 
     config = preset("sac", **SMALL)
     batch = batch_of()
-    sac = make(config, SPEC, total_updates=10)
-    flat = make(
-        preset("sac", with_reference=True, **SMALL), SPEC, total_updates=10, reference=lambda params, observation: ()
-    )
-    key = jax.random.key(3)
-    expected, rows = jax.jit(sac.update)(sac.init(key), key, batch._replace(reference=(), next_reference=()))
+    key, state = jax.random.key(3), started(config, jax.random.key(3))
+    expected, rows = updated(config, state, key, batch._replace(reference=(), next_reference=()))
+    flat = preset("sac", with_reference=True, **SMALL)
     constant = batch._replace(reference=Flat(*batch.reference), next_reference=Flat(*batch.next_reference))
-    given, _ = jax.jit(flat.update)(flat.init(key), key, constant)
+    given, _ = jax.jit(make(flat, SPEC, total_updates=10, reference=lambda params, observation: ()).update)(
+        state, key, constant
+    )
     for a, b in zip(jax.tree.leaves(expected.policy), jax.tree.leaves(given.policy), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
     for a, b in zip(jax.tree.leaves(expected.critic), jax.tree.leaves(given.critic), strict=True):
@@ -283,19 +299,13 @@ def test_the_uniform_reference_of_the_library_is_sac():
     uniform = references.uniform()
     params = uniform.fit(jax.random.key(0), np.zeros((4, 3)) + np.arange(4)[:, None], np.zeros((4, 1)))
     key, batch = jax.random.key(3), batch_of()
-    sac = make(preset("sac", **SMALL), SPEC, total_updates=10)
-    other = make(
-        preset("sac", with_reference=True, **SMALL),
-        SPEC,
-        total_updates=10,
-        reference=uniform.apply,
-        reference_params=params,
-    )
-    expected, _ = jax.jit(sac.update)(sac.init(key), key, batch._replace(reference=(), next_reference=()))
+    sac = preset("sac", **SMALL)
+    other = preset("sac", with_reference=True, **SMALL)
+    expected, _ = updated(sac, started(sac, key), key, batch._replace(reference=(), next_reference=()))
     moments = (uniform.apply(params, batch.observation), uniform.apply(params, batch.next_observation))
-    given, _ = jax.jit(other.update)(
-        other.init(key), key, batch._replace(reference=moments[0], next_reference=moments[1])
-    )
+    state = started(other, key, params, reference=uniform.apply)
+    batch = batch._replace(reference=moments[0], next_reference=moments[1])
+    given, _ = updated(other, state, key, batch, reference=uniform.apply)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(given._replace(reference=())), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
 
@@ -328,9 +338,8 @@ def process_std(process, params, observations):
 def test_entropy_dual(target, direction):
     """More entropy than asked for lowers alpha, less raises it; Adam's first step is the learning rate."""
     config = preset("sac", target_entropy=target, alpha_learning_rate=0.01, alpha=0.5, **SMALL)
-    agent = make(config, SPEC, total_updates=10)
-    state = agent.init(jax.random.key(0))
-    new, metrics = agent.update(state, jax.random.key(1), batch_of()._replace(reference=(), next_reference=()))
+    batch = batch_of()._replace(reference=(), next_reference=())
+    new, metrics = updated(config, started(config, jax.random.key(0)), jax.random.key(1), batch)
     np.testing.assert_allclose(new.log_alpha - np.log(0.5), direction * 0.01, rtol=1e-3)
     np.testing.assert_allclose(metrics["alpha"], 0.5, rtol=1e-6)
 
@@ -338,19 +347,16 @@ def test_entropy_dual(target, direction):
 @pytest.mark.parametrize(("budget", "direction"), [(1e6, -1.0), (0.0, 1.0)])
 def test_kl_dual(budget, direction):
     config = preset("nppac", temperature="kl", kl_budget=budget, alpha_learning_rate=0.01, **SMALL)
-    agent = make(config, SPEC, total_updates=10, reference=reference, reference_params=jnp.log(0.05))
-    state = agent.init(jax.random.key(0))
-    new, _ = agent.update(state, jax.random.key(1), batch_of(std=0.05))
+    state = started(config, jax.random.key(0), jnp.log(0.05), reference=reference)
+    new, _ = updated(config, state, jax.random.key(1), batch_of(std=0.05), reference=reference)
     np.testing.assert_allclose(new.log_alpha - state.log_alpha, direction * 0.01, rtol=1e-3)
 
 
 def test_schedules():
+    """Alpha after 10 of 40 updates."""
     for kind, expected in (("linear", 0.1 * 0.75), ("exponential", 0.1 * 0.1**0.25), ("fixed", 0.1)):
-        config = preset("nppac", temperature=kind, alpha=0.1, alpha_final=0.01, **SMALL)
-        agent = make(config, SPEC, total_updates=40, reference=reference, reference_params=0.0)
-        state = agent.init(jax.random.key(0))._replace(updates=jnp.array(10, jnp.int32))
-        _, metrics = agent.update(state, jax.random.key(1), batch_of())
-        np.testing.assert_allclose(metrics["alpha"], expected, rtol=1e-5)
+        config = preset("nppac", temperature=kind, alpha=0.1, alpha_final=0.01)
+        np.testing.assert_allclose(temperature(config, jnp.zeros(()), jnp.int32(10), 40), expected, rtol=1e-5)
 
 
 # RLPD's parts ----------------------------------------------------------------------------------------------------------
@@ -363,11 +369,10 @@ def demonstrations_of(size=50):
 
 def test_policy_waits_for_its_period():
     config = preset("sac", policy_period=3, **SMALL)
-    agent = make(config, SPEC, total_updates=10)
-    states, rows = [agent.init(jax.random.key(0))], []
+    states, rows = [started(config, jax.random.key(0))], []
     batch = batch_of()._replace(reference=(), next_reference=())
     for i in range(6):
-        state, row = jax.jit(agent.update)(states[-1], jax.random.key(i), batch)
+        state, row = updated(config, states[-1], jax.random.key(i), batch)
         states.append(state)
         rows.append(row)
     same = [
@@ -382,7 +387,7 @@ def test_policy_waits_for_its_period():
 def test_target_takes_the_minimum_of_a_random_subset():
     """Critics whose slow copies differ by constants: two of five give ten possible minima, all of them seen."""
     config = preset("nppac", policy="normal", kl="analytic", critics=5, target_critics=2, gamma=1.0, alpha=0.0, **SMALL)
-    agent, state = quiet(config)
+    state = quiet(config)
     offsets = jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])
     slow = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), state.target_critic)
     last = slow["Vmap_Critic_0"]["Dense_0"] if "Vmap_Critic_0" in slow else None
@@ -394,7 +399,9 @@ def test_target_takes_the_minimum_of_a_random_subset():
     )
     state = state._replace(target_critic=slow)
     batch = batch_of()._replace(reward=jnp.zeros(6), terminated=jnp.zeros(6, bool))
-    targets = np.array([float(agent.update(state, jax.random.key(i), batch)[1]["target"]) for i in range(60)])
+    targets = np.array(
+        [float(updated(config, state, jax.random.key(i), batch, reference=reference)[1]["target"]) for i in range(60)]
+    )
     seen = np.unique(np.round(targets - targets.min()).astype(int), return_counts=True)
     assert seen[0].tolist() == [0, 1, 2, 3]  # the fourth offset is never the smaller of two
     np.testing.assert_allclose(seen[1] / 60, [0.4, 0.3, 0.2, 0.1], atol=0.2)
@@ -404,11 +411,10 @@ def test_demonstrations_are_mixed_in():
     """A quarter of the batch comes from demonstrations with a reward of 100, in canonical actions."""
     config = preset("sac", demonstration_fraction=0.25, gamma=0.0, **SMALL)
     demonstrations = demonstrations_of()
-    agent = make(config, SPEC, total_updates=10, demonstrations=demonstrations)
-    state = agent.init(jax.random.key(0))
+    state = started(config, jax.random.key(0), demonstrations=demonstrations)
     np.testing.assert_allclose(state.demonstrations.action, demonstrations.action / 2.0, rtol=1e-6)
     batch = batch_of(size=40)._replace(reference=(), next_reference=(), reward=jnp.zeros(40))
-    _, metrics = agent.update(state, jax.random.key(1), batch)
+    _, metrics = updated(config, state, jax.random.key(1), batch, demonstrations)
     np.testing.assert_allclose(metrics["target"], 25.0, rtol=1e-5)
 
 
@@ -523,13 +529,12 @@ def test_sac_learns_pendulum():
 def test_every_preset_makes_finite_updates(name):
     config = preset(name, **(SMALL | dict(policy_period=1)))
     config = dataclasses.replace(config, offline_updates=min(config.offline_updates, 2))
-    parts = dict(reference=reference, reference_params=-1.0) if config.with_reference else {}
+    given = reference if config.with_reference else None
     demonstrations = demonstrations_of() if config.with_demonstrations else None
-    agent = make(config, SPEC, total_updates=10, demonstrations=demonstrations, **parts)
-    state = agent.init(jax.random.key(0))
+    state = started(config, jax.random.key(0), -1.0 if given else (), demonstrations, reference=given)
     batch = batch_of() if config.with_reference else batch_of()._replace(reference=(), next_reference=())
     for i in range(3):
-        state, metrics = agent.update(state, jax.random.key(i), batch)
+        state, metrics = updated(config, state, jax.random.key(i), batch, demonstrations, reference=given)
         assert all(np.isfinite(value) for value in metrics.values())
     assert ("kl_gradient_p99" in metrics) == (config.with_reference or config.prior != "frozen")
 

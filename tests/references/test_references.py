@@ -52,20 +52,23 @@ def test_the_registry_is_covered():
 def test_fits_and_applies_under_jit_and_vmap_to_any_batch(name):
     reference, params, _ = fitted(name)
     observation = jax.random.normal(jax.random.key(1), (2, 3, 3))
-    got = jax.jit(reference.apply)(params, observation)
+
+    @jax.jit
+    def everything(params, observation):
+        got = reference.apply(params, observation)
+        one_by_one = jax.vmap(jax.vmap(reference.apply, in_axes=(None, 0)), in_axes=(None, 0))(params, observation)
+        slope = jax.grad(lambda x: jnp.sum(reference.apply(params, x).log_prob(jnp.ones((2, 3, 2)))))(observation)
+        return got, one_by_one, slope
+
+    got, one_by_one, slope = everything(params, observation)
     density = got.log_prob(jnp.zeros((2, 3, 2)))
     assert density.shape == (2, 3)
     assert density.dtype == jnp.float32
     assert np.all(np.isfinite(density))
     if name != "uniform":
         assert got.mean.shape == got.log_std.shape == (2, 3, 2)
-    mapped = jax.jit(jax.vmap(jax.vmap(reference.apply, in_axes=(None, 0)), in_axes=(None, 0)))(params, observation)
-    assert_trees_close(mapped, got, rtol=1e-4, atol=1e-4)
-    one = jax.jit(reference.apply)(params, observation[1, 2])
-    assert_trees_close(one, jax.tree.map(lambda x: x[1, 2], got), rtol=1e-4, atol=1e-4)
-    slope = jax.jit(jax.grad(lambda x: jnp.sum(reference.apply(params, x).log_prob(jnp.ones((2, 3, 2))))))
-    gradient = slope(observation)
-    assert np.all(np.isfinite(gradient))
+    assert_trees_close(one_by_one, got, rtol=1e-4, atol=1e-4)
+    assert np.all(np.isfinite(slope))
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -90,6 +90,33 @@ def test_monte_carlo_value(recorded):
     assert abs(value - np.mean(earned)) < 4 * error
 
 
+def test_one_program_serves_all_keys_and_discounts():
+    """The policy is traced once; the caller may compile too, and then gets arrays."""
+    calls = []
+
+    def counted(key, observation):
+        calls.append(0)
+        return biased(key, observation)
+
+    lanes = vectorise(counter(), 10)
+    values = []
+    for seed, discount in ((0, 1.0), (1, 1.0), (1, 0.5)):
+        values.append(
+            monte_carlo_value(counted, lanes, jax.random.key(seed), episodes=20, horizon=6, discount=discount)
+        )
+        values.append(len(calls))
+    assert values[1] == values[3] == values[5]
+    assert values[0] != values[2]
+    assert values[4][0] < values[2][0]
+    traced = jax.jit(lambda key: monte_carlo_value(counted, lanes, key, episodes=20, horizon=6, discount=0.5))
+    np.testing.assert_allclose(traced(jax.random.key(1)), values[4], rtol=1e-6)
+    before = roll_out(counted, lanes, jax.random.key(0), episodes=5, horizon=2)
+    traces = len(calls)
+    after = roll_out(counted, lanes, jax.random.key(0), episodes=5, horizon=2)
+    assert len(calls) == traces
+    np.testing.assert_array_equal(before.rewards, after.rewards)
+
+
 def test_environments_outside_jax():
     pytest.importorskip("gymnasium")
     lanes = envs.make("gymnasium/CartPole-v1", 3)
