@@ -125,7 +125,7 @@ def preset(name: str, **overrides: Any) -> DapgConfig:
 
 
 def check(config: DapgConfig) -> None:
-    """Refuse a config whose numbers cannot be meant. Numbers that are arrays or tracers are not looked at.
+    """Raise an error if a number of the config is invalid. Numbers that are arrays or tracers are not checked.
 
     Raises:
         ValueError: naming the field, what was given and what is allowed.
@@ -218,7 +218,7 @@ def make(config: DapgConfig, spec: EnvironmentSpec, *, total_updates: int, demon
         are corrected by importance ratios.
 
     Raises:
-        ValueError: for a config, environment or demonstrations that cannot be meant.
+        ValueError: if the config, the environment or the demonstrations are invalid or do not fit together.
 
     Example:
         >>> from jaxrl_off import envs

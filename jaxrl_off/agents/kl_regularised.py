@@ -94,7 +94,7 @@ def make(
         An `Agent` whose roll-outs are single `Transition`s: use `rollout_length=1` and a replay.
 
     Raises:
-        ValueError: for a config, environment, reference or demonstrations that cannot be meant.
+        ValueError: if the config, the environment, the reference or the demonstrations are invalid or do not fit together.
 
     Example:
         >>> from jaxrl_off import envs

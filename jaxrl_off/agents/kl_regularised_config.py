@@ -206,7 +206,7 @@ def preset(name: str, **overrides: Any) -> KLRegularisedConfig:
 
 
 def check(config: KLRegularisedConfig) -> None:
-    """Refuse a config whose choices or numbers cannot be meant. Numbers that are arrays or tracers are not looked at.
+    """Raise an error if a choice or a number of the config is invalid. Numbers that are arrays or tracers are not checked.
 
     Raises:
         ValueError: naming the field, what was given and what is allowed.

@@ -566,7 +566,7 @@ def test_reals_are_swept():
         (dict(step_sze=1.0), "unknown field step_sze; .*step_size"),
     ],
 )
-def test_configs_that_cannot_be_meant(changes, message):
+def test_configs_that_are_invalid(changes, message):
     with pytest.raises(ValueError, match=message):
         preset("dapg", **changes)
 

@@ -550,7 +550,7 @@ def test_every_preset_makes_finite_updates(name):
         (dict(learning_rte=1.0), "unknown field learning_rte; .*Did you mean 'learning_rate'"),
     ],
 )
-def test_configs_that_cannot_be_meant(changes, message):
+def test_configs_that_are_invalid(changes, message):
     with pytest.raises(ValueError, match=message):
         preset("nppac", **changes)
 

@@ -156,6 +156,6 @@ def test_offline_updates_learn_from_demonstrations(name):
         ("bc", dict(pretrain_batch=0), "pretrain_batch=0 is not allowed"),
     ],
 )
-def test_settings_that_cannot_be_meant(name, changes, message):
+def test_settings_that_are_invalid(name, changes, message):
     with pytest.raises(ValueError, match=message):
         preset(name, **changes)
