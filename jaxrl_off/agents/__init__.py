@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from jaxrl_off._lazy import modules_on_demand
 from jaxrl_off.agents.base import ActOutput, Agent, Chunk
-from jaxrl_off.agents.dapg import DapgConfig, NaturalGradientState
+from jaxrl_off.agents.dapg_config import DapgConfig
+from jaxrl_off.agents.dapg_updates import NaturalGradientState
 from jaxrl_off.agents.divergence_augmented import AgentState
 from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig
 from jaxrl_off.agents.families import (
@@ -23,8 +24,8 @@ from jaxrl_off.agents.families import (
     wants_demonstrations,
     wants_reference,
 )
-from jaxrl_off.agents.kl_regularised import ActorCriticState
 from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
+from jaxrl_off.agents.kl_regularised_updates import ActorCriticState
 
 if TYPE_CHECKING:
     from jaxrl_off.agents import (

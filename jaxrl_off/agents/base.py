@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec
-from jaxrl_off.types import Array, EpisodeStatistics, PyTree, Rollout
+from jaxrl_off.types import Array, EpisodeStatistics, PyTree
 
 
 class ActOutput(NamedTuple):
@@ -63,9 +63,10 @@ class Agent(NamedTuple):
         init: `key -> state`, fresh parameters and optimiser state.
         initial_core: `num_envs -> core`, recurrent state `[N, ...]` before the first step, or `()`.
         act: `(state, key, observation[N], core, first[N], greedy=False) -> ActOutput`, with the *published* parameters.
-        process: `(state, chunk, rollout_length) -> Rollout[R]`, cuts a chunk of `L` steps and `N` lanes into
-            `R = N L / rollout_length` roll-outs with everything a learner wants to know from behaviour time.
-        update: `(state, key, batch: Rollout[B]) -> (state, metrics)`, one optimiser step; `metrics` is a dict of `float32[]`.
+        process: `(state, chunk, rollout_length) -> batch[R]`, cuts a chunk of `L` steps and `N` lanes into
+            `R = N L / rollout_length` roll-outs with everything a learner wants to know from behaviour time: a `Rollout`, a
+            `Transition`, or a record of the family's own.
+        update: `(state, key, batch[B]) -> (state, metrics)`, one optimiser step; `metrics` is a dict of `float32[]`.
         publish: `state -> state`, hands the learner's parameters to the actors.
         policy: `(state, observation[N, ...]) -> distribution [N]`, the stochastic policy that acts with the published
             parameters; over canonical actions (the box mapped to [-1, 1]^D) where actions are continuous. None for
@@ -77,8 +78,8 @@ class Agent(NamedTuple):
     init: Callable[[Array], Any]
     initial_core: Callable[[int], PyTree]
     act: Callable[..., ActOutput]
-    process: Callable[[Any, Chunk, int], Rollout]
-    update: Callable[[Any, Array, Rollout], tuple[Any, dict[str, Array]]]
+    process: Callable[[Any, Chunk, int], Any]
+    update: Callable[[Any, Array, Any], tuple[Any, dict[str, Array]]]
     publish: Callable[[Any], Any]
     policy: Callable[[Any, PyTree], Any] | None = None
     observe: Callable[[Any, Chunk], tuple[Any, PyTree]] | None = None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxrl_off.agents import (
     dapg,
+    dapg_config,
     divergence_augmented,
     divergence_augmented_config,
     kl_regularised,
@@ -70,7 +71,7 @@ FAMILIES: dict[str, Family] = {
         divergence_augmented_config.DivergenceAugmentedConfig, divergence_augmented_config, divergence_augmented
     ),
     "kl_regularised": _family(kl_regularised_config.KLRegularisedConfig, kl_regularised_config, kl_regularised),
-    "dapg": _family(dapg.DapgConfig, dapg, dapg),
+    "dapg": _family(dapg_config.DapgConfig, dapg_config, dapg),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     name: fields for family in FAMILIES.values() for name, fields in family.presets.items()

@@ -13,7 +13,7 @@ from jaxrl_off.pytrees import POSITIVE, build, check_choices, check_ranges, stat
 _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("tanh_normal", "normal"),
     "kl": ("sampled", "analytic"),
-    "temperature": ("fixed", "linear", "exponential", "entropy", "kl"),
+    "temperature": ("fixed", "entropy", "kl"),
     "actor": ("reparameterised", "mpo", "advantage_weighted", "cloning"),
     "actor_value": ("min", "mean"),
     "prior": ("frozen", "advantage_filtered"),
@@ -38,9 +38,8 @@ class KLRegularisedConfig:
         kl_samples: actions a sampled KL averages over in the critic's target and the actor's loss (BRAC: 4).
         value_penalty: whether the KL also enters the critic's target (BRAC-v, SAC, N-PPAC) or only the actor's loss
             (BRAC-p).
-        temperature: how alpha moves. `fixed`; `linear` (`max(alpha_final, alpha (1 - t/T))`) and `exponential` (from
-            `alpha` to `alpha_final`), ours; `entropy` (SAC's dual for an entropy of `target_entropy` x action dimensions);
-            `kl` (dual for a mean KL of `kl_budget`; ours, as BRAC's adaptive coefficient).
+        temperature: how alpha moves: `fixed`; `entropy` (SAC's dual for an entropy of `target_entropy` x action
+            dimensions); or `kl` (dual for a mean KL of `kl_budget`; ours, as BRAC's adaptive coefficient).
         critics: size of the critic ensemble.
         target_critics: how many of them, drawn anew at every update, the target's minimum goes over; 0 means all (RLPD: 2).
         actor: how the policy is improved, see `kl_regularised_losses`: `reparameterised`, `mpo`, `advantage_weighted` or
@@ -64,7 +63,6 @@ class KLRegularisedConfig:
         normalise_rewards: whether rewards are divided by the running standard deviation of their discounted sum. Not with
             demonstrations.
         alpha: coefficient of the KL, initial value where it moves; lambda of `advantage_weighted` and eta of `mpo`.
-        alpha_final: see `temperature`.
         target_entropy: per action dimension; SAC -1, RLPD -0.5.
         kl_budget: see `temperature`.
         advantage_weight_max: bound of the weights of `advantage_weighted`.
@@ -102,7 +100,6 @@ class KLRegularisedConfig:
     normalise_observations: bool = static(False)
     normalise_rewards: bool = static(False)
     alpha: float = 0.1
-    alpha_final: float = 0.01
     target_entropy: float = -1.0
     kl_budget: float = 1.0
     advantage_weight_max: float = 100.0
@@ -240,7 +237,6 @@ def check(config: KLRegularisedConfig) -> None:
         "offline_updates": (0, infinity),
         "offline_batch": (1, infinity),
         "alpha": (0.0, infinity),
-        "alpha_final": (0.0, infinity),
         "kl_budget": (0.0, infinity),
         "advantage_weight_max": (0.0, infinity),
         "learning_rate": (0.0, infinity),
@@ -256,7 +252,7 @@ def check(config: KLRegularisedConfig) -> None:
     }
     check_ranges(config, ranges)
     refuse_normalised_demonstrations(config)
-    learned = config.temperature in ("exponential", "entropy", "kl")
+    learned = config.temperature in ("entropy", "kl")
     divides = config.actor in ("mpo", "advantage_weighted")
     if (learned or divides) and isinstance(config.alpha, (int, float)) and config.alpha <= 0.0:
         why = (

@@ -173,14 +173,6 @@ def reference_metrics(config: KLRegularisedConfig, alpha: Array, action: Array, 
     }
 
 
-def temperature(config: KLRegularisedConfig, log_alpha: Array, updates: Array | int, total_updates: int) -> Array:
-    """Alpha, the coefficient of the KL, after `updates` of `total_updates`."""
-    if config.temperature in ("entropy", "kl"):
-        return jnp.exp(log_alpha)
-    alpha = jnp.asarray(config.alpha, jnp.float32)
-    progress = jnp.minimum(updates / total_updates, 1.0)
-    if config.temperature == "linear":
-        return jnp.maximum(config.alpha_final, alpha * (1.0 - progress))
-    if config.temperature == "exponential":
-        return alpha * (jnp.maximum(config.alpha_final, 1e-30) / alpha) ** progress
-    return alpha
+def temperature(config: KLRegularisedConfig, log_alpha: Array) -> Array:
+    """Alpha, the coefficient of the KL, `float32[]`: learned where `temperature` is a dual, else the config's."""
+    return jnp.exp(log_alpha) if config.temperature in ("entropy", "kl") else jnp.asarray(config.alpha, jnp.float32)

@@ -48,13 +48,13 @@ class NormalisedState(NamedTuple):
 
     Attributes:
         agent: of the agent inside.
-        observation: moments of observations, or `()`.
-        discounted_return: moments of discounted sums of rewards, or `()`.
+        observation: `RunningMoments` of observations, or `()`.
+        discounted_return: `RunningMoments` of discounted sums of rewards, or `()`.
     """
 
     agent: Any
-    observation: RunningMoments | tuple[()]
-    discounted_return: RunningMoments | tuple[()]
+    observation: Any
+    discounted_return: Any
 
 
 class NormalisedCore(NamedTuple):

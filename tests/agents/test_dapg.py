@@ -11,7 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl_off import agents, envs
 from jaxrl_off.agents import ActOutput, Chunk
-from jaxrl_off.agents.dapg import DapgConfig, Samples, make, preset
+from jaxrl_off.agents.dapg import make
+from jaxrl_off.agents.dapg_config import DapgConfig, preset
+from jaxrl_off.agents.dapg_updates import Samples
 from jaxrl_off.distributions import DiagonalNormal
 from jaxrl_off.envs.base import (
     EnvironmentSpec,
