@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxrl_off.envs.base import ContinuousSpace, EnvironmentSpec
 from jaxrl_off.types import Array, EpisodeStatistics, PyTree
 
@@ -83,6 +85,11 @@ class Agent(NamedTuple):
     publish: Callable[[Any], Any]
     policy: Callable[[Any, PyTree], Any] | None = None
     observe: Callable[[Any, Chunk], tuple[Any, PyTree]] | None = None
+
+
+def stepped(params: PyTree, steps: PyTree, rate: Array | float) -> PyTree:
+    """`params - rate steps`, in the types of `params` also where JAX's default is float64."""
+    return jax.tree.map(lambda p, step: (p - rate * step).astype(p.dtype), params, steps)
 
 
 def check_total_updates(total_updates: int) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax.linen.initializers import orthogonal
 
+from jaxrl_off.agents.base import stepped
 from jaxrl_off.agents.dapg_config import DapgConfig
 from jaxrl_off.data.replay import minibatch_indices
 from jaxrl_off.distributions import DiagonalNormal
@@ -84,7 +85,7 @@ class PolicyNetwork(nn.Module):
     def __call__(self, x: Array) -> DiagonalNormal:
         """Map `[..., O]` to the distribution of actions, batch shape `[...]`."""
         mean = nn.Dense(self.action_size, kernel_init=orthogonal(0.01))(MLP(self.sizes)(x))
-        log_std = self.param("log_std", nn.initializers.zeros, (self.action_size,))
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_size,), jnp.float32)
         return DiagonalNormal(mean, jnp.broadcast_to(log_std, mean.shape))
 
 
@@ -139,7 +140,7 @@ def initial_state(
     value = networks.value.init(value_key, observation)["params"]
     if demonstrations == ():
         size, action_size = observation.shape[-1], networks.policy.action_size
-        scaling = Scaling(jnp.zeros(size), jnp.ones(size), jnp.zeros(action_size), jnp.ones(action_size))
+        scaling = Scaling(*(f(n, jnp.float32) for n in (size, action_size) for f in (jnp.zeros, jnp.ones)))
     else:
         scaling = Scaling(*_moments(demonstrations[0]), *_moments(demonstrations[1]))
         policy = cloned(config, networks, cloning_key, policy, scaling, demonstrations)
@@ -212,7 +213,7 @@ def policy_step(
     reached, gradient = jax.value_and_grad(objective)(state.policy)
     direction = natural_direction(divergence, state.policy, gradient, config.damping, config.cg_iterations)
     length = jnp.sqrt(config.step_size / jnp.maximum(optax.tree.vdot(gradient, direction), 1e-20))
-    policy = _floored(optax.tree.add_scale(state.policy, length, direction), config.min_log_std)
+    policy = _floored(stepped(state.policy, direction, -length), config.min_log_std)
     gains = [surrogate(networks, params, scaling, samples, advantage) for params in (policy, state.policy)]
     return policy, {
         "policy_loss": -reached,
@@ -264,7 +265,7 @@ def descend(
         params, optimiser_state = carry
         error, gradients = jax.value_and_grad(loss)(params, jax.tree.map(lambda leaf: leaf[index], data))
         steps, optimiser_state = optimiser.update(gradients, optimiser_state)
-        return (optax.tree.add_scale(params, -learning_rate, steps), optimiser_state), error
+        return (stepped(params, steps, learning_rate), optimiser_state), error
 
     (params, optimiser_state), errors = jax.lax.scan(step, (params, optimiser_state), indices)
     return params, optimiser_state, errors

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates
+from jaxrl_off.agents.base import ActOutput, Agent, Chunk, check_total_updates, stepped
 from jaxrl_off.agents.divergence_augmented_config import DivergenceAugmentedConfig, check
 from jaxrl_off.agents.divergence_augmented_losses import family_loss
 from jaxrl_off.agents.layers import PolicyLayers, dense, dense_stack
@@ -205,10 +205,10 @@ def make(
         chex.assert_rank([batch.reward, batch.behaviour_log_prob, batch.tail_value], [2, 2, 1])
         (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, state, batch)
         steps, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
-        progress = jnp.minimum(state.updates / total_updates, 1.0)
+        progress = jnp.minimum(state.updates.astype(jnp.float32) / total_updates, 1.0)
         learning_rate = config.learning_rate * (1.0 - progress * (1.0 - config.final_learning_rate_fraction))
         learning_rate = learning_rate * state.duals.learning_rate_scale
-        params = jax.tree.map(lambda p, step: p - learning_rate * step, state.params, steps)
+        params = stepped(state.params, steps, learning_rate)
         age = (state.updates - batch.policy_version).astype(jnp.float32)
         metrics |= {
             "gradient_norm": optax.global_norm(gradients),

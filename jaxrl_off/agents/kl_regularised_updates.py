@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_off.agents.base import stepped
 from jaxrl_off.agents.kl_regularised_config import KLRegularisedConfig
 from jaxrl_off.agents.kl_regularised_losses import (
     ActorOutput,
@@ -183,7 +184,7 @@ def critic_step(
     changed = dict(
         critic=critic,
         critic_optimiser=optimiser,
-        target_critic=optax.incremental_update(critic, state.target_critic, config.tau),
+        target_critic=stepped(state.target_critic, jax.tree.map(jnp.subtract, state.target_critic, critic), config.tau),
     )
     return changed, {"critic_loss": loss, "value": value, "critic_gradient_norm": optax.global_norm(gradients)}
 
@@ -229,7 +230,7 @@ def alpha_step(
     else:
         return dict(log_alpha=state.log_alpha, alpha_optimiser=state.alpha_optimiser)
     step, optimiser = networks.alpha_optimiser.update(-surplus, state.alpha_optimiser)
-    return dict(log_alpha=state.log_alpha - config.alpha_learning_rate * cast(Array, step), alpha_optimiser=optimiser)
+    return dict(log_alpha=stepped(state.log_alpha, step, config.alpha_learning_rate), alpha_optimiser=optimiser)
 
 
 def prior_step(
@@ -319,4 +320,4 @@ def descended(
 ) -> tuple[PyTree, PyTree]:
     """Parameters and optimiser state after one step against the gradients."""
     steps, optimiser = networks.optimiser.update(gradients, optimiser)
-    return jax.tree.map(lambda p, step: p - learning_rate * step, params, steps), optimiser
+    return stepped(params, steps, learning_rate), optimiser

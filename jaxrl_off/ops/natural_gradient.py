@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import optax
 
 from jaxrl_off.types import Array, PyTree
 
@@ -27,7 +26,11 @@ def fisher_product(
         The product, linear and on pytrees like `params`. What it shares between vectors is computed here, once.
     """
     _, hessian_product = jax.linearize(jax.grad(divergence), params)
-    return lambda vector: optax.tree.add_scale(hessian_product(vector), damping, vector)
+
+    def product(vector: PyTree) -> PyTree:
+        return jax.tree.map(lambda h, v: (h + damping * v).astype(v.dtype), hessian_product(vector), vector)
+
+    return product
 
 
 def natural_direction(

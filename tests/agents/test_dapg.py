@@ -440,8 +440,8 @@ def test_the_value_function_fits_the_returns():
     assert float(fitted["value_loss"]) < 0.6 * float(metrics["value_loss"])
     for a, b in zip(jax.tree.leaves(new.policy), jax.tree.leaves(later.policy), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    guarded, _ = agent_of("npg", max_grad_norm=0.0).update(state, jax.random.key(1), samples)
-    np.testing.assert_array_equal(ravel_pytree(guarded.value)[0], ravel_pytree(state.value)[0])
+    guarded, _ = agent_of("npg", max_grad_norm=1e-30).update(state, jax.random.key(1), samples)
+    np.testing.assert_allclose(ravel_pytree(guarded.value)[0], ravel_pytree(state.value)[0], atol=1e-20)
 
 
 @pytest.mark.parametrize("field", ["advantage", "value_target"])
@@ -560,11 +560,11 @@ def test_reals_are_swept():
     ("changes", "message"),
     [
         (dict(gamma=1.5), r"gamma=1.5 is not allowed: gamma must be a number in \[0, 1\]"),
-        (dict(demonstration_decay=-0.1), "demonstration_decay=-0.1 is outside"),
-        (dict(step_size=-1.0), "step_size=-1.0 is outside"),
-        (dict(damping=float("nan")), "damping=nan is outside"),
-        (dict(cg_iterations=0), "cg_iterations=0 is outside"),
-        (dict(value_epochs=0), "value_epochs=0 is outside"),
+        (dict(demonstration_decay=-0.1), "demonstration_decay=-0.1 is not allowed"),
+        (dict(step_size=-1.0), "step_size=-1.0 is not allowed"),
+        (dict(damping=float("nan")), "damping=nan is not allowed"),
+        (dict(cg_iterations=0), "cg_iterations=0 is not allowed"),
+        (dict(value_epochs=0), "value_epochs=0 is not allowed"),
         (dict(step_sze=1.0), "unknown field step_sze; .*step_size"),
     ],
 )

@@ -542,9 +542,9 @@ def test_every_preset_makes_finite_updates(name):
     ("changes", "message"),
     [
         (dict(policy="beta"), "policy='beta' is not known; choose one of tanh_normal, normal"),
-        (dict(alpha=-1.0), r"alpha=-1.0 is outside"),
+        (dict(alpha=-1.0), r"alpha=-1.0 is not allowed"),
         (dict(target_critics=3), r"target_critics must be a number in \[0, 2\]"),
-        (dict(demonstration_fraction=1.5), "demonstration_fraction=1.5 is outside"),
+        (dict(demonstration_fraction=1.5), "demonstration_fraction=1.5 is not allowed"),
         (dict(temperature="entropy", alpha=0.0), "alpha must be positive"),
         (dict(learning_rte=1.0), "unknown field learning_rte; .*Did you mean 'learning_rate'"),
     ],

@@ -29,7 +29,7 @@ def demonstrations():
 
 
 def parts_of(config):
-    parts = dict(reference=reference, reference_params=-1.0) if agents.wants_reference(config) else {}
+    parts = dict(reference=reference, reference_params=np.float32(-1.0)) if agents.wants_reference(config) else {}
     return parts | (dict(demonstrations=demonstrations()) if agents.wants_demonstrations(config) else {})
 
 
@@ -59,9 +59,8 @@ def test_programs_keep_their_types(name):
         train = make_train(make, environment, OFF_POLICY if off_policy else ON_POLICY)
         result = jax.eval_shape(train, config, jax.random.key(0))
         state = jax.eval_shape(make(config, environment.spec, total_updates=8).init, jax.random.key(0))
-    dtypes = {
-        leaf.dtype for leaf in jax.tree.leaves((result.metrics, state)) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    }
+    learners = (result.state.agent, state)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(learners) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     assert dtypes == {jnp.dtype("float32")}
 
 
