@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -62,29 +63,10 @@ def collect(
         >>> collect(still, lanes, jax.random.key(0), episodes=3).observation.shape
         (600, 3)
     """
-    lanes, space = environment.num_envs, environment.spec.action_space
+    lanes = environment.num_envs
     _check(act, environment, key, episodes, max_steps)
     reset_key, loop_key = jax.random.split(key)
     env_state, timestep = jax.jit(environment.reset)(reset_key)
-
-    def step(carry: Any, number: Array) -> tuple[Any, Steps]:
-        env_state, observation = carry
-        act_key, step_key = jax.random.split(jax.random.fold_in(loop_key, number))
-        action = clip_action(space, act(act_key, observation).reshape(lanes, *space.shape))
-        env_state, timestep = environment.step(step_key, env_state, action)
-        transition = {
-            "observations": observation.reshape(lanes, -1),
-            "actions": action.reshape(lanes, -1),
-            "rewards": timestep.reward,
-            "terminations": timestep.terminated,
-            "truncations": timestep.truncated,
-            "successors": timestep.final_observation.reshape(lanes, -1),
-        }
-        return (env_state, timestep.observation), transition
-
-    @jax.jit
-    def run(carry: Any, numbers: Array) -> tuple[Any, Steps]:
-        return jax.lax.scan(step, carry, numbers)
 
     quotas = [len(range(lane, episodes, lanes)) for lane in range(lanes)]
     recorded: list[list[Steps]] = [[] for _ in range(lanes)]
@@ -97,7 +79,7 @@ def collect(
                 f"{quotas[0]} in each of {lanes} lanes); {dropped} others were not to be kept. Raise max_steps, or ask for "
                 "fewer episodes."
             )
-        carry, steps = run(carry, jnp.arange(start, min(start + CHUNK, max_steps)))
+        carry, steps = _steps(act, environment, loop_key, carry, jnp.arange(start, min(start + CHUNK, max_steps)))
         steps, start = jax.tree.map(np.asarray, steps), start + CHUNK
         for lane, quota in enumerate(quotas):
             unfinished[lane].append({name: field[:, lane] for name, field in steps.items()})
@@ -119,6 +101,29 @@ def collect(
     return from_episodes(
         [e | {"observations": np.append(e["observations"], e["successors"][-1:], axis=0)} for e in chosen]
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _steps(act: Policy, environment: Environment, key: Array, carry: Any, numbers: Array) -> tuple[Any, Steps]:
+    """The steps of these numbers, `[L, N, ...]`; compiled once for a policy and an environment."""
+    lanes, space = environment.num_envs, environment.spec.action_space
+
+    def step(carry: Any, number: Array) -> tuple[Any, Steps]:
+        env_state, observation = carry
+        act_key, step_key = jax.random.split(jax.random.fold_in(key, number))
+        action = clip_action(space, act(act_key, observation).reshape(lanes, *space.shape))
+        env_state, timestep = environment.step(step_key, env_state, action)
+        transition = {
+            "observations": observation.reshape(lanes, -1),
+            "actions": action.reshape(lanes, -1),
+            "rewards": timestep.reward,
+            "terminations": timestep.terminated,
+            "truncations": timestep.truncated,
+            "successors": timestep.final_observation.reshape(lanes, -1),
+        }
+        return (env_state, timestep.observation), transition
+
+    return jax.lax.scan(step, carry, numbers)
 
 
 def policy_of(agent: Agent, state: Any, *, greedy: bool = True) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -56,8 +57,9 @@ def evaluate(
         max_steps: environment steps after which lanes still playing are given up as unfinished.
 
     Returns:
-        An `Evaluation` with leading axis `[N]`. The function may be jitted, and vmapped over `agent_state` and `key` if
-        the environment is pure.
+        An `Evaluation` with leading axis `[N]`. It is compiled at the first call with an agent and an environment, and later
+        calls with the same two objects reuse the program. The function may be jitted, and vmapped over `agent_state` and `key`
+        if the environment is pure.
 
     Raises:
         ValueError: if `max_steps` is less than 1.
@@ -72,6 +74,14 @@ def evaluate(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+    return _evaluate(agent, agent_state, environment, key, bool(greedy), int(max_steps))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 4, 5))
+def _evaluate(
+    agent: Agent, agent_state: Any, environment: Environment, key: Array, greedy: bool, max_steps: int
+) -> Evaluation:
+    """`evaluate`, compiled once for an agent and an environment however often it is called."""
     lanes = environment.num_envs
     reset_key, loop_key = jax.random.split(key)
     env_state, timestep = environment.reset(reset_key)

@@ -95,6 +95,21 @@ def test_fewer_episodes_than_lanes_wait_for_the_first_lanes_only():
     np.testing.assert_array_equal(np.bincount(demos.episode), [5, 7])
 
 
+def test_the_same_policy_is_compiled_once():
+    traces = []
+
+    def counted(key, observation):
+        traces.append(observation.shape)
+        return still(key, observation)
+
+    lanes = labelled([2, 3])
+    first = collect(counted, lanes, jax.random.key(0), episodes=2)
+    checks = len(traces)
+    again = collect(counted, lanes, jax.random.key(1), episodes=2)
+    assert len(traces) == checks
+    np.testing.assert_array_equal(first.observation, again.observation)
+
+
 def test_short_episodes_are_not_favoured():
     """What ends first would be nearly all short: in 16 lanes, 64 episodes of one step are over after some eight steps."""
     demos = collect(still, vectorise(coin_lengths(), 16), jax.random.key(1), episodes=64)

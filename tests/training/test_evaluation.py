@@ -171,3 +171,21 @@ def test_environments_outside_jax(wrap):
 def test_max_steps_is_checked():
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         evaluate(always(0), (), staircase(2), jax.random.key(0), max_steps=0)
+
+
+def test_eager_calls_compile_once():
+    """The second call with the same agent and environment traces nothing; another number of steps is another program."""
+    traces = []
+
+    def act(state, key, observation, core, first, greedy=False):
+        traces.append(greedy)
+        return always(1).act(state, key, observation, core, first, greedy=greedy)
+
+    agent, lanes = always(1)._replace(act=act), staircase(2)
+    first = evaluate(agent, (), lanes, jax.random.key(0), max_steps=50)
+    count = len(traces)
+    again = evaluate(agent, (), lanes, jax.random.key(0), max_steps=50)
+    assert len(traces) == count > 0
+    np.testing.assert_array_equal(first.episode_return, again.episode_return)
+    evaluate(agent, (), lanes, jax.random.key(0), max_steps=50, greedy=True)
+    assert traces[-1] is True
