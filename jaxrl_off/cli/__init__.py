@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Annotated
 
@@ -18,6 +19,18 @@ __all__ = ["main"]
 # jax is imported by the commands that need it, so that `--help` answers at once
 
 
+@dataclasses.dataclass
+class Estimate:
+    """Estimate the value of a policy from logged data: single decisions (bandit), or trajectories."""
+
+    data: tyro.conf.OmitArgPrefixes[
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[EstimateBandit, tyro.conf.subcommand("bandit")]
+            | Annotated[EstimateTrajectories, tyro.conf.subcommand("trajectories")]
+        ]
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `jaxrl-off`.
 
@@ -25,20 +38,19 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line; those of the process if None.
 
     Returns:
-        Exit code: 0, 2 for mistakes in what was asked (told in one message), 130 after Ctrl-C. `reproduce` hands on the
+        Exit code: 0, 2 if what was asked for is invalid (one message says why), 130 after Ctrl-C. `reproduce` hands on the
         code of its script.
     """
     commands = {
         "train": Train,
         "evaluate": Evaluate,
         "collect": Collect,
-        "estimate": Annotated[EstimateBandit, tyro.conf.subcommand("bandit")]
-        | Annotated[EstimateTrajectories, tyro.conf.subcommand("trajectories")],
+        "estimate": Estimate,
         "list": List,
         "reproduce": Reproduce,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
-        commands, args=arguments, prog="jaxrl-off", description="Learn from, and judge policies with, off-policy data."
+        commands, args=arguments, prog="jaxrl-off", description="Off-policy learning and evaluation."
     )
     handlers = {
         Train: train,
@@ -50,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         Reproduce: reproduce,
     }
     try:
+        chosen = chosen.data if isinstance(chosen, Estimate) else chosen
         return handlers[type(chosen)](chosen)
     except (ValueError, ImportError, ArithmeticError, OSError) as error:
         print(f"jaxrl-off: {error}", file=sys.stderr)

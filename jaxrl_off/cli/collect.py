@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 class Collect:
     """Record demonstrations from the agent of a run, or from a policy file, in whole episodes.
 
-    Written are `NAME.npz` files or, for `minari:NAME-v0`, Minari data sets; nothing is overwritten. With `--kind trajectories`,
-    the agent's sampled actions with their log-probabilities, for `estimate trajectories`.
+    The output is an .npz file, or a Minari data set for `minari:NAME-v0`; existing files are not overwritten. With
+    `--kind trajectories` the agent's sampled actions are recorded with their log-probabilities, for `estimate trajectories`.
     """
 
     output: tyro.conf.Positional[str]
-    """Where to: a path that ends in .npz, or minari:NAME-v0."""
+    """Output: a path that ends in .npz, or minari:NAME-v0."""
     kind: Literal["demonstrations", "trajectories"] = "demonstrations"
     """What is recorded."""
     run: Path | None = None
     """Directory of the run whose agent acts."""
     policy: Path | None = None
-    """Policy file (.npz) that acts instead; then --env says where."""
+    """Policy file (.npz) that acts instead of a run; needs --env."""
     env: str | None = None
     """Environment: see `jaxrl-off list environments`; by default that of the run."""
     env_parameters: str | None = None
@@ -40,15 +40,15 @@ class Collect:
     num_envs: int = 5
     """Lanes side by side."""
     greedy: bool = False
-    """The most probable actions of an agent instead of sampled ones; a policy file without its noise."""
+    """Take the most probable actions instead of sampled ones; a policy file acts without its noise."""
     min_return: float | None = None
     """Keep only episodes that earn at least this much, and record until there are enough."""
     max_steps: int = 27_000
-    """Steps of each lane after which recording is given up."""
+    """Largest number of steps of each lane; recording fails if it needs more."""
     horizon: int = 1000
-    """Of trajectories: steps after which they are cut short."""
+    """Largest number of steps of a trajectory (with --kind trajectories); longer episodes are cut."""
     seed: int = 0
-    """Of the episodes."""
+    """Random seed of the episodes."""
 
 
 def collect(options: Collect) -> int:

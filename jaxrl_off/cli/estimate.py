@@ -38,7 +38,7 @@ class EstimateBandit:
     estimators: str = "el,snips,ips"
     """Names with commas between them: el, cressie_read, emp, ips, snips, dm, dr, sndr."""
     level: float = 0.95
-    """Of confidence."""
+    """Confidence level of the intervals."""
     by: str | None = None
     """Column whose values, as text, divide the log into slices that are judged one by one."""
     target: str = "column"
@@ -64,10 +64,10 @@ class EstimateBandit:
     reward_offset: float = 1.0
     """r = offset - cost, of Vowpal Wabbit logs."""
     interval: str = "student_t"
-    """Of estimators without one of their own: student_t, normal, bootstrap, bca;
+    """Interval of estimators without one of their own: student_t, normal, bootstrap, bca;
     of ips, dm and dr also hoeffding, empirical_bernstein, clopper_pearson, betting."""
     calibration: str = "f"
-    """Of el: f, chi2 or finite_sample."""
+    """Calibration of the intervals of el: f, chi2 or finite_sample."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with rows that have invalid values."""
     output: Path | None = None
@@ -205,9 +205,9 @@ def _print(options: EstimateBandit, rows: list[dict[str, Any]], log: BanditLog, 
     judged = "the policy of its column" if options.target == "column" else f"the policy {options.target!r}"
     table(f"{options.log}: value of {judged}, {100 * options.level:g}% intervals", columns, lines)
     if options.weight_max is None:
-        print("The largest possible weight was taken to be 1 / the smallest propensity seen; --weight-max says better.")
+        print("Using 1 / min(propensity) as the weight bound; set --weight-max if you know the true bound.")
     if options.num_actions is None and options.target == "uniform":
-        print(f"There were taken to be {log.num_actions} actions, the largest seen and one; --num-actions says better.")
+        print(f"Assuming {log.num_actions} actions (largest logged action + 1). Set --num-actions if there are more.")
     if report.dropped:
         reasons = ", ".join(f"{name}: {count}" for name, count in report.reasons.items())
         print(f"{report.dropped} rows were dropped ({reasons}).")

@@ -17,10 +17,10 @@ from jaxrl_off.cli.common import table
 
 @dataclasses.dataclass
 class List:
-    """Say what there is to choose from."""
+    """List presets, environments, reference policies or regimes."""
 
     what: tyro.conf.Positional[Literal["all", "presets", "environments", "references", "regimes"]] = "all"
-    """Which list."""
+    """What to list."""
 
 
 @dataclasses.dataclass

@@ -29,9 +29,9 @@ _SETTINGS = (
 
 @dataclasses.dataclass
 class Train:
-    """Train an agent; everything it writes goes to a directory, and `--resume` goes on where it stopped.
+    """Train an agent. All files go to one directory, from which `--resume` continues a run that was stopped.
 
-    What is left at None comes from the preset or the regime.
+    Options that are not given have the values of the preset or the regime.
     """
 
     directory: Path
@@ -49,13 +49,13 @@ class Train:
     overwrite: bool = False
     """Remove the run that is in the directory, and start again."""
     resume: bool = False
-    """Go on with the run in the directory; the other options must be as they were."""
+    """Continue the run in the directory; the other options must be the same as before."""
     env_parameters: str = "{}"
     """Parameters of the environment as JSON, for example '{"protocol": "dapo"}'."""
     demonstrations: str | None = None
     """Demonstrations to learn from: an .npz file, or minari:ID."""
     trajectories: int | None = None
-    """Only the first so many of them."""
+    """Use only this many demonstrated trajectories, the first ones."""
     repair_demonstrations: bool = False
     """Mark cut trajectories as truncated, and clip actions to the environment's box."""
     reference: str | None = None
@@ -71,7 +71,7 @@ class Train:
     tensorboard: bool = False
     """Also write event files for TensorBoard."""
     quiet: bool = False
-    """No progress."""
+    """Do not print progress."""
 
     num_envs: int | None = None
     """Lanes side by side."""
@@ -97,18 +97,18 @@ class Train:
 
 @dataclasses.dataclass
 class Evaluate:
-    """Play whole episodes with the agent of a run and report what they are worth."""
+    """Play whole episodes with the agent of a run and report their mean return."""
 
     directory: tyro.conf.Positional[Path]
     """Directory of the run."""
     episodes: int = 100
     """Whole episodes, played side by side."""
     greedy: bool = False
-    """The most probable actions instead of sampled ones."""
+    """Take the most probable actions instead of sampled ones."""
     seed: int = 0
     """Random seed of the episodes."""
     max_steps: int = 27_000
-    """Steps after which an episode is given up; such episodes are reported as unfinished."""
+    """Largest number of steps of an episode; longer episodes are reported as unfinished and not in the mean."""
 
 
 def train(options: Train) -> int:

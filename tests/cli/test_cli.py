@@ -123,6 +123,16 @@ def test_unknown_options_exit_with_2(arguments, capsys):
     assert stop.value.code == 2
 
 
+def test_help_can_be_read(capsys):
+    for arguments in ([], ["train"], ["collect"], ["estimate"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*arguments, "--help"])
+        assert stop.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Union" not in help_text
+    assert "Estimate the value of a policy from logged data: single decisions (bandit), or trajectories." in help_text
+
+
 OFF_POLICY = (
     "--env Pendulum-v1 --regime off_policy --num-envs 2 --total-steps 400 --collect-length 25 --batch-size 25 --reuse 5 "
     "--replay-capacity 400 --burn-in 100 --log-points 2 --quiet --config policy_sizes=8 critic_sizes=8 pretrain_updates=9"

@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_library(log, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "90% intervals" in printed
     assert "south" in printed
-    assert "--weight-max says better" in printed
+    assert "set --weight-max if you know the true bound" in printed
     # a second time nothing is overwritten
     assert cli.main(arguments) == 2
     assert "are not overwritten" in capsys.readouterr().err
@@ -109,12 +109,12 @@ def test_actions_that_were_never_logged(log, tmp_path, capsys):
     path, _, reward, _, _ = log
     arguments = ["estimate", "bandit", str(path), "--estimators", "ips"]
     assert cli.main([*arguments, "--target", "uniform"]) == 0
-    assert "taken to be 3 actions" in capsys.readouterr().out
+    assert "Assuming 3 actions" in capsys.readouterr().out
     assert cli.main([*arguments, "--target", "always:3"]) == 2
     assert "--num-actions says how many" in capsys.readouterr().err
     for target in ("always:3", "uniform"):
         assert cli.main([*arguments, "--target", target, "--num-actions", "4"]) == 0
-        assert "--num-actions says better" not in capsys.readouterr().out
+        assert "Set --num-actions" not in capsys.readouterr().out
     assert cli.main([*arguments, "--num-actions", "2"]) == 2
     assert "action must be an integer in [0, 2)" in capsys.readouterr().err
 

@@ -23,7 +23,7 @@ from jaxrl_off.training import LoopSettings, make_train
 env = envs.make("CartPole-v1", 16)
 mesh = Mesh(np.array(jax.devices()), ("data",))
 settings = LoopSettings(**json.loads(sys.argv[1]))
-config = agents.preset("ppo_da")
+config = agents.preset("ppo_da", sizes=(8,))
 out = {"devices": len(jax.devices())}
 for name, where in (("one", None), ("mesh", mesh)):
     program = jax.jit(make_train(agents.make, env, settings, where)).lower(config, jax.random.key(0)).compile()
@@ -39,7 +39,7 @@ print(json.dumps(out))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replay_capacity", [0, 1024])
+@pytest.mark.parametrize("replay_capacity", [0, pytest.param(1024, marks=pytest.mark.long)])  # LOOK has a replay, too
 def test_eight_devices_give_the_result_of_one(replay_capacity):
     settings = dict(
         total_steps=16 * 16 * 4,

@@ -1,6 +1,8 @@
 """Runs that learn from demonstrations: references fitted once and kept, exact resume, errors before anything is written."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import shutil
 
@@ -25,6 +27,7 @@ SETTINGS = LoopSettings(
     log_points=6,
 )  # fmt: skip
 SMALL = dict(policy_sizes=(8,), critic_sizes=(8,))
+TOLD = io.StringIO()  # what `whole` printed
 GP = dict(steps=5, fit_points=50, capacity=60)
 
 
@@ -60,7 +63,8 @@ def same(a, b):
 def whole(tmp_path_factory, demonstrations):
     """N-PPAC with demonstrations in its batches too, so that everything is there to be kept."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
-    return start(directory, demonstrations=demonstrations, config={"demonstration_fraction": 0.2})
+    with contextlib.redirect_stdout(TOLD):
+        return start(directory, demonstrations=demonstrations, config={"demonstration_fraction": 0.2}, progress=True)
 
 
 def test_resume_is_exact_with_replay_process_and_demonstrations(whole, tmp_path, demonstrations, monkeypatch):
@@ -162,10 +166,8 @@ def test_repair(tmp_path, demonstrations, capsys):
     assert "2 marked as truncated" in capsys.readouterr().err
 
 
-def test_the_fit_tells_its_progress(tmp_path, demonstrations, capsys):
-    start(tmp_path / "run", demonstrations=demonstrations, progress=True)
-    out = capsys.readouterr().out
-    assert "fitting gp_icm  5/6  negative_log_likelihood" in out
+def test_the_fit_tells_its_progress(whole):
+    assert "fitting gp_icm  5/6  negative_log_likelihood" in TOLD.getvalue()
 
 
 def test_dapg_runs_from_demonstrations(tmp_path, demonstrations):
