@@ -100,6 +100,10 @@ def load_run(
     return LoadedRun(agent, config, collecting.spec, state, description, counts.samples_after(restored.step))
 
 
+# fields of version 0.1 that only settings of other fields made use of, which are refused where they are given
+_DROPPED = {"kl_regularised": ("alpha_final",)}
+
+
 def config_of(family: str, fields: dict[str, Any]) -> Any:
     """The configuration that a description's JSON stands for; fields that it does not name have today's defaults.
 
@@ -109,6 +113,7 @@ def config_of(family: str, fields: dict[str, Any]) -> Any:
     if family not in agents.FAMILIES:
         raise CheckpointError(f"unknown family {family!r}; known are {', '.join(agents.FAMILIES)}. Register it first.")
     kind = agents.FAMILIES[family].config
+    fields = {name: value for name, value in fields.items() if name not in _DROPPED.get(family, ())}
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = [name for name in fields if name not in known]
     if unknown:
