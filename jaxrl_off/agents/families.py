@@ -27,7 +27,7 @@ class Family(NamedTuple):
         config: its configuration class.
         presets: `{name: fields that differ from the defaults}`.
         preset: `(name, **overrides) -> config`.
-        check: raises a ValueError for a config that cannot be meant.
+        check: raises a ValueError for a config that is invalid.
         make: `(config, spec, total_updates=..., ...) -> Agent`.
         make_policy: `(config, spec) -> (state, observation) -> distribution`, the policy of such an agent, for which no
             references and demonstrations are needed.

@@ -632,7 +632,7 @@ def test_what_else_cannot_be_meant():
         tabular.mrdr(data, target, behaviour[:, :2] / behaviour[:, :2].sum(1, keepdims=True))
     with pytest.raises(ValueError, match="q_table has shape"):
         tabular.values_on(data, target[:2], target)
-    with pytest.raises(ValueError, match="never to take"):
+    with pytest.raises(ValueError, match="cannot have probability 0"):
         tabular.mrdr(data, target, np.eye(3)[[0, 0, 0, 0]])
     with pytest.raises(ValueError, match="no behaviour_log_prob"):
         ratios.marginalised_is(data._replace(behaviour_log_prob=None), target)
