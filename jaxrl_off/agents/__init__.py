@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jaxrl_off.agents import (
         base,
         dapg,
+        dapg_config,
+        dapg_updates,
         divergence_augmented,
         divergence_augmented_config,
         divergence_augmented_losses,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         kl_regularised,
         kl_regularised_config,
         kl_regularised_losses,
+        kl_regularised_updates,
         layers,
         normalisation,
     )
@@ -58,6 +61,8 @@ __all__ = [
     "base",
     "check",
     "dapg",
+    "dapg_config",
+    "dapg_updates",
     "divergence_augmented",
     "divergence_augmented_config",
     "divergence_augmented_losses",
@@ -66,6 +71,7 @@ __all__ = [
     "kl_regularised",
     "kl_regularised_config",
     "kl_regularised_losses",
+    "kl_regularised_updates",
     "layers",
     "make",
     "make_policy",
