@@ -227,9 +227,10 @@ def test_files_are_strict_json(tmp_path):
     for path in paths:
         json.loads(path.read_text(), parse_constant=refuse)
     assert load_run(tmp_path).config.kl_clip == np.inf
-    described = json.loads(paths[0].read_text())  # version 0.1 had a field that is gone
-    described["config"]["alpha_final"] = 0.01
-    paths[0].write_text(json.dumps(described))
+    described, manifest = (json.loads(path.read_text()) for path in paths)  # version 0.1 had a field that is gone
+    described["config"]["alpha_final"] = manifest["identity"]["config"]["alpha_final"] = 0.01
+    for path, content in zip(paths, (described, manifest), strict=True):
+        path.write_text(json.dumps(content))
     assert load_run(tmp_path).config.alpha == 1.0
 
 
