@@ -26,6 +26,7 @@ def main(
     description: str | None,
     cache: str,
     folders: Mapping[str, Path | None] | None = None,
+    resumable: bool = False,
     arguments: list[str] | None = None,
 ) -> None:
     """Read the command line, run a preset, print its tables.
@@ -38,15 +39,21 @@ def main(
         description: docstring of the benchmark's module.
         cache: folder in `results/cache` for finished jobs; benchmarks that share jobs share it.
         folders: further options that name a folder, each with its default; passed on to `run`.
+        resumable: whether `run` takes `only_finished`; the command then has a flag `--finished`.
         arguments: those of the command; None for this process's own.
     """
     parser = command_line(description, presets, cache)
     for folder, default in (folders or {}).items():
         text = f"folder of {folder}; default: {default or 'none: what ships with this repository is used'}"
         parser.add_argument(f"--{folder}", type=Path, default=default, metavar="DIR", help=text)
+    if resumable:
+        text = "run nothing: write the results of the jobs that are in the cache, and what is missing"
+        parser.add_argument("--finished", action="store_true", help=text)
     options = parser.parse_args(arguments)
     output = options.output or Path(f"results/{name}_{options.preset}.json")
     places = {folder: getattr(options, folder) for folder in folders or {}}
+    if resumable:
+        places["only_finished"] = options.finished
     workers = default_workers(options.workers)
     content = run(options.preset, workers=workers, cache=options.cache, output=output, **places)
     for table in tables(content):

@@ -57,12 +57,30 @@ def rounded(x: float) -> float | None:
     return float(f"{x:.5g}") if x == x and abs(x) != float("inf") else None
 
 
-def _pin(cores: Any) -> None:
-    """Give this worker one core of its own, so that its XLA uses one thread."""
+def _pin(cores: Any, compiled: Path) -> None:
+    """Give this worker one core of its own, so that its XLA uses one thread; workers share what they compile."""
     core = cores.get()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.resolve()))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of jobs that differ in their `runs` alone as one: runs in order, seconds added up."""
+    together: dict[str, dict[str, Any]] = {}
+    added = ("runs", "compile_seconds", "run_seconds")
+    for result in results:
+        same = together.setdefault(digest({k: v for k, v in result.items() if k not in added}), dict(result))
+        if same["runs"] is not result["runs"]:
+            same.update({key: same[key] + result[key] for key in added})
+    return list(together.values())
+
+
+def finished(jobs: Sequence[Job], cache: Path) -> list[dict[str, Any]]:
+    """Results of those jobs that are in the cache, in order; runs nothing."""
+    paths = [cache / f"{job.name}.json" for job in jobs]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def run_all(
@@ -117,14 +135,14 @@ def run_all(
             )
             for i in range(workers):
                 cores.put(list(available)[i % len(available)])
-            with ProcessPoolExecutor(workers, context, initializer=_pin, initargs=(cores,)) as pool:
+            with ProcessPoolExecutor(workers, context, initializer=_pin, initargs=(cores, cache / "compiled")) as pool:
                 futures = {pool.submit(runner, job): job for job in queue}
                 for future in as_completed(futures):
                     error = future.exception()
                     finish(futures[future], None if error else future.result(), error)
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(queue)} jobs failed:\n" + "\n".join(failures))
-    return [json.loads((cache / f"{job.name}.json").read_text()) for job in jobs]
+    return finished(jobs, cache)
 
 
 def default_workers(given: int | None) -> int:

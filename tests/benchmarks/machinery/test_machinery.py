@@ -51,7 +51,8 @@ def test_names_of_jobs_are_those_of_stored_results():
     assert digest(["slopes", pairs({"b": 1, "a": (2, 3)})]) == digest(["slopes", [["a", [2, 3]], ["b", 1]]])
     assert digest({"x": 1}) == "613fe5aa65343dbb1b9a"
     quick = minatar.PRESETS["quick"]
-    assert minatar.final_jobs(quick, minatar.choose([], quick))[0].name == "031197d07c6adbad7df3"
+    chosen = minatar.choose([], quick, "data-scarce")
+    assert minatar.final_jobs(quick, chosen, "data-scarce")[0].name == "031197d07c6adbad7df3"
     assert study.cases_of(study.PRESETS["quick"])[0].name == "4ac9d996840527cbc75d"
     assert figure3.Case("cartpole", 50, 30, 0, False).name == "7f47a361c7a1bc1f7d9d"
     assert ExpertJob("Pendulum-v1", Path("any"), "{}", 12_000, (64, 64), 5, 1).name == "90d2107f5cf0be21adb1"
