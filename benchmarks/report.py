@@ -95,7 +95,7 @@ def _section(section: Section, found: list[Result], plots: Path) -> str:
 
 def claims_part(rooms: list[Paper], found: dict[str, list[Result]]) -> str:
     """The table of all claims, and what its verdicts mean."""
-    order = ("quick", "smoke", "cpu", "gpu", "paper")
+    order = ("quick", "smoke", "cpu", "long", "gpu", "paper")
     rows: list[tuple[Paper, Section, str, str, dict[str, Claim]]] = []
     columns: set[str] = set()
     for paper in rooms:

@@ -1,6 +1,6 @@
 """Run the benchmarks of every paper (or one) with a preset, print their tables, and write `results/report.html`.
 
-`python -m benchmarks.reproduce --preset quick|cpu|gpu|paper [--paper dapo]`
+`python -m benchmarks.reproduce --preset quick|cpu|long|gpu|paper [--paper dapo]`
 
 Finished jobs in `results/` are reused, so that a second call, or one after an interruption, computes only what is missing;
 `--fresh` moves earlier results aside and starts again. Papers are the rooms of `benchmarks`, see `benchmarks.machinery.papers`.
@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.machinery.papers import papers
 from benchmarks.report import write_report
 
-PRESETS = ("quick", "cpu", "gpu", "paper")
+PRESETS = ("quick", "cpu", "long", "gpu", "paper")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ the Statistical Precipice", NeurIPS 2021 (rliable).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,13 @@ def relative_difference(samples: list[np.ndarray]) -> float:
     )
 
 
+def _mean_difference(samples: list[np.ndarray]) -> float:
+    """Mean over games of the first's mean minus the second's; samples alternate."""
+    return float(np.mean([a.mean() - b.mean() for a, b in zip(samples[0::2], samples[1::2], strict=True)]))
+
+
 def score_table(results: list[dict[str, Any]], regime: str) -> dict[str, dict[str, np.ndarray]]:
-    """`{method: {game: scores[seeds]}}` of a regime."""
+    """`{method: {game: scores[seeds]}}` of a regime, as far as it has been run."""
     table: dict[str, dict[str, np.ndarray]] = {}
     for result in results:
         if result["regime"] == regime:
@@ -49,6 +55,14 @@ def diagnostic(results: list[dict[str, Any]], regime: str, method: str, game: st
         if (result["regime"], result["method"], result["game"]) == (regime, method, game):
             return np.array([np.mean([v for v in r["curves"][curve] if v is not None]) for r in result["runs"]])
     raise KeyError((regime, method, game))
+
+
+def shared_games(table: dict[str, dict[str, np.ndarray]], methods: Iterable[str]) -> list[str]:
+    """Games that all of these methods have been run on, with equally many seeds."""
+    rows = [table.get(method, {}) for method in methods]
+    games = [game for game in rows[0] if all(game in row for row in rows)]
+    most = max((len(row[game]) for row in rows for game in games), default=0)
+    return [game for game in games if all(len(row[game]) == most for row in rows)]
 
 
 def _scores(
@@ -95,24 +109,24 @@ def claims(content: dict[str, Any]) -> list[Claim]:
 
     Below `ENOUGH` seeds all are undecided.
     """
-    final, games = content["final"], content["sizes"]["games"]
+    final = content["final"]
     regimes = dict.fromkeys(result["regime"] for result in final)
     scores = {regime: score_table(final, regime) for regime in regimes}
-    enough = min(len(result["runs"]) for result in final) >= ENOUGH
     rows: list[Claim] = []
 
-    def add(statement: str, paper: str, interval: tuple[float, float, float], claim: str) -> None:
-        value, low, high = interval
-        told = verdict(low, high, claim) if enough else "undecided"
+    def games_of(regime: str, *methods: str) -> list[str]:
+        return shared_games(scores.get(regime, {}), methods)
+
+    def add(statement: str, paper: str, statistic: Any, samples: list[np.ndarray], claim: str) -> None:
+        value, low, high = bootstrap_interval(statistic, samples)
+        told = verdict(low, high, claim) if min(map(len, samples)) >= ENOUGH else "undecided"
         rows.append(Claim(statement, paper, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", told))
 
-    def known(regime: str, *methods: str) -> bool:
-        return all(method in scores.get(regime, {}) for method in methods)
-
     def compare(statement: str, paper: str, regime: str, methods: tuple[str, str], claim: str = "greater") -> None:
-        if known(regime, *methods):
+        games = games_of(regime, *methods)
+        if games:
             samples = [scores[regime][method][game] for game in games for method in methods]
-            add(f"{statement} (relative return)", paper, bootstrap_interval(relative_difference, samples), claim)
+            add(f"{statement} (relative return)", paper, relative_difference, samples, claim)
 
     scarce, rich, pair = "data-scarce", "data-rich", ("PPO+DA", "PPO")
     compare("data-scarce: PPO+DA beats PPO", "58 Atari games: ahead in 40, median +3 % (Fig. 1, 3)", scarce, pair)
@@ -123,16 +137,15 @@ def claims(content: dict[str, Any]) -> list[Claim]:
         ("PPO+DA (clip 0.3)", "PPO"),
     )
     compare("data-rich: no difference", "58 Atari games: ahead in 27, median -0.0 % (Fig. 4)", rich, pair, "equal")
-    if known(scarce, *pair) and known(rich, *pair):
+    games = [game for game in games_of(scarce, *pair) if game in games_of(rich, *pair)]
+    if games:
         samples = [scores[regime][method][game] for regime in (scarce, rich) for game in games for method in pair]
         half = len(samples) // 2
-        interaction = bootstrap_interval(
-            lambda x: relative_difference(x[:half]) - relative_difference(x[half:]), samples
-        )
         add(
             "the gain is larger when data are scarce (relative return)",
             "+3 % against -0.0 % (Fig. 1, 3, 4)",
-            interaction,
+            lambda x: relative_difference(x[:half]) - relative_difference(x[half:]),
+            samples,
             "greater",
         )
     compare("multi-step beats 1-step divergence", "6 of 6 games (Fig. 2)", scarce, ("PPO+DA", "PPO+DA (1-step)"))
@@ -145,17 +158,15 @@ def claims(content: dict[str, Any]) -> list[Claim]:
     without_clip = ("DAPO (eq. 13)", "IS (no clip, no divergence)")
     compare("without a clip, the divergence helps", "eq. 13; no curve in the paper", scarce, without_clip)
     for first, second in (pair, without_clip):
-        if known(scarce, first, second):
+        games = games_of(scarce, first, second)
+        if games:
             samples = [
                 np.log(diagnostic(final, scarce, method, game, "half_squared_log_ratio"))
                 for game in games
                 for method in (first, second)
             ]
-            interval = bootstrap_interval(
-                lambda x: float(np.mean([a.mean() - b.mean() for a, b in zip(x[0::2], x[1::2], strict=True)])), samples
-            )
             statement = f"{first} stays nearer to the behaviour policy than {second} (log of the ratio of KLs)"
-            add(statement, "the purpose of the method; no figure", interval, "less")
+            add(statement, "the purpose of the method; no figure", _mean_difference, samples, "less")
     return rows
 
 
@@ -163,7 +174,7 @@ WITHOUT_DIVERGENCE = {"PPO+DA": "PPO", "DAPO (eq. 13)": "IS (no clip, no diverge
 
 
 def map_rows(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per game, reuse, replay size, learning rate and method: mean score, its standard error, KL, staleness."""
+    """One row per cell of the map and method: mean score, its standard error, KL, staleness."""
     rows = []
     for result in mapped:
         cells: dict[tuple[float, float], list[dict[str, Any]]] = {}
@@ -180,6 +191,7 @@ def map_rows(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "method": result["method"] if coefficient else WITHOUT_DIVERGENCE[result["method"]],
                     "reuse": result["reuse"],
                     "capacity": result["capacity"],
+                    "publish": result.get("publish_interval", 1),
                     "learning_rate": rate,
                     "score": round(float(scores.mean()), 3),
                     "standard_error": round(float(scores.std(ddof=1) / np.sqrt(len(scores))), 3),
@@ -191,28 +203,46 @@ def map_rows(mapped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _tuned(content: dict[str, Any], regime: str, method: str) -> str:
+    """The setting of a method in words, with a warning where the grid was too small for it."""
+    setting = content["chosen"][regime][method]
+    text = ", ".join(f"{name}={value:g}" for name, value in setting.items()) or "defaults"
+    edge = content.get("on_edge", {}).get(regime, {}).get(method)
+    return f"{text} (largest or smallest value tried: {', '.join(edge)})" if edge else text
+
+
+def _regime_table(content: dict[str, Any], results: list[dict[str, Any]], regime: str, tuned_in: str) -> Table:
+    """Scores on the games that all methods have been run on."""
+    table = score_table(results, regime)
+    games = shared_games(table, table)
+    scores = _scores(results, regime, table, games)
+    aggregate = _aggregate(table, games) if games else {}
+    lines = []
+    for method, by_game in scores.items() if games else ():
+        row = aggregate[method]
+        lines.append(
+            [
+                method,
+                *(f"{cell['mean']:.2f} ± {cell['standard_error']:.2f}" for cell in by_game.values()),
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["iqm"]),
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["better"]) if "better" in row else "-",
+                f"{np.mean([cell['kl'] for cell in by_game.values()]):.4f}",
+                _tuned(content, tuned_in, method),
+            ]
+        )
+    header = ["method", *games, "IQM [95 %]", "P(better than PPO) [95 %]", "KL to behaviour", "tuned setting"]
+    return f"{regime}: mean return over the last fifth of training ± standard error", header, lines
+
+
 def tables(content: dict[str, Any]) -> list[Table]:
     """Title, header and rows: scores by regime, and the paper's claims beside ours."""
-    final, games, made = content["final"], content["sizes"]["games"], []
-    for regime in dict.fromkeys(result["regime"] for result in final):
-        table = score_table(final, regime)
-        scores, aggregate = _scores(final, regime, table, games), _aggregate(table, games)
-        header = ["method", *games, "IQM [95 %]", "P(better than PPO) [95 %]", "KL to behaviour", "tuned setting"]
-        lines = []
-        for method, by_game in scores.items():
-            row = aggregate[method]
-            chosen = content["chosen"][regime][method]
-            lines.append(
-                [
-                    method,
-                    *(f"{cell['mean']:.2f} ± {cell['standard_error']:.2f}" for cell in by_game.values()),
-                    "{:.2f} [{:.2f}, {:.2f}]".format(*row["iqm"]),
-                    "{:.2f} [{:.2f}, {:.2f}]".format(*row["better"]) if "better" in row else "-",
-                    f"{np.mean([cell['kl'] for cell in by_game.values()]):.4f}",
-                    ", ".join(f"{name}={value:g}" for name, value in chosen.items()) or "defaults",
-                ]
-            )
-        made.append((f"{regime}: mean return over the last fifth of training ± standard error", header, lines))
+    final, longer = content["final"], content.get("longer", [])
+    made = [
+        _regime_table(content, results, regime, "data-scarce" if results is longer else regime)
+        for results in (final, longer)
+        for regime in dict.fromkeys(result["regime"] for result in results)
+    ]
     rows = [list(claim) for claim in claims(content)]
-    made.append(("the paper's claims beside ours", ["claim", "paper", "ours [95 %]", "verdict"], rows))
+    if rows:
+        made.append(("the paper's claims beside ours", ["claim", "paper", "ours [95 %]", "verdict"], rows))
     return made

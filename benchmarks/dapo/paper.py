@@ -13,6 +13,7 @@ PAPER = Paper(
     presets={
         "quick": ((minatar.main, "quick"),),
         "cpu": ((minatar.main, "cpu"),),
+        "long": ((minatar.main, "long"),),
         "gpu": ((minatar.main, "gpu"), (atari.main, "gpu")),
         "paper": ((minatar.main, "paper"), (atari.main, "paper")),
     },

@@ -20,17 +20,25 @@ def minatar_section(content: dict[str, Any], plots: Path) -> str:
         f"<p>{sizes['steps']:,} samples per run where data are scarce, {sizes['seeds']} seeds; score: mean training return "
         "over the last fifth of the samples. KL: half the mean squared log-ratio to the behaviour policy in the batches.</p>",
     ]
+    if content.get("missing"):
+        left = "; ".join(f"{stage}: {jobs}" for stage, jobs in content["missing"].items())
+        parts.append(f"<p><b>Not all of it has been run.</b> Missing are {left}.</p>")
     for title, header, lines in tables(content):
         parts += [f"<h4>{title}</h4>", table(header, lines)]
-    parts.append(figure(minatar_curves(content), plots / f"{name}_curves.png"))
+    if content["final"]:
+        parts.append(figure(minatar_curves(content), plots / f"{name}_curves.png"))
     if mapped:
-        parts.append("<h4>Where the divergence pays: reuse, replay size and learning rate</h4>")
-        parts.append(figure(minatar_map(mapped), plots / f"{name}_map.png"))
+        parts.append("<h4>Where the divergence pays: reuse, replay size, publication and learning rate</h4>")
+        for interval in sorted({row["publish"] for row in mapped}):
+            cells = [row for row in mapped if row["publish"] == interval]
+            parts.append(f"<p>The policy is published to the actors every {interval} updates.</p>")
+            parts.append(figure(minatar_map(cells), plots / f"{name}_map_{interval}.png"))
         columns = [
             "game",
             "method",
             "reuse",
             "capacity",
+            "publish",
             "learning_rate",
             "score",
             "standard_error",
@@ -85,7 +93,7 @@ def minatar_map(rows: list[dict[str, Any]]) -> Any:
             for row in rows
             if (row["method"], row["learning_rate"], row["reuse"], row["capacity"]) == (method, rate, reuse, capacity)
         ]
-        return float(np.mean(cells))
+        return float(np.mean(cells)) if cells else np.nan
 
     drawing, axes = plt.subplots(2, len(rates), figsize=(4.4 * len(rates), 6.4), squeeze=False)
     for i, (first, second) in enumerate(pairings):
