@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install: $(INSTALLED)  ## create .venv with exactly the tested versions
 
-reproduce: $(INSTALLED)  ## run every paper's benchmark (PRESET=quick|cpu|gpu|paper), write results/report.html
+reproduce: $(INSTALLED)  ## run every paper's benchmark (PRESET=quick|cpu|long|gpu|paper), write results/report.html
 	$(BIN)/python -m benchmarks.reproduce --preset $(PRESET)
 
 test: $(INSTALLED)  ## run the tests (20 minutes on two quiet cores)

@@ -9,7 +9,7 @@
 | `star` | Abstract Reward Processes, and off-policy evaluation at large |
 | `machinery` | what these share |
 
-`python -m benchmarks.reproduce --preset quick|cpu|gpu|paper [--paper ROOM]` runs papers and writes `results/report.html`;
+`python -m benchmarks.reproduce --preset quick|cpu|long|gpu|paper [--paper ROOM]` runs papers and writes `results/report.html`;
 `python -m benchmarks.report` rebuilds the page. Each benchmark is also a command of its own, for example
 `python -m benchmarks.star.suite --preset cpu --workers 2`. Finished jobs are kept in `results/cache/` and reused.
 
