@@ -12,6 +12,7 @@ import jax
 
 Array = jax.Array
 PyTree = Any
+Column = Any  # an array of NumPy or of JAX: logs are NumPy on the host, and JAX within transformations
 
 
 class EpisodeStatistics(NamedTuple):
@@ -132,16 +133,16 @@ class BanditLog(NamedTuple):
         reward: `float[n]`, r; NaN where it is censored (known not to have been observed).
         propensity: `float[n]`, h(a|x) in (0, 1], probability under the policy that acted.
         target_propensity: `float[n]`, pi(a|x) of the policy to be judged.
-        num_actions: K, an int.
+        num_actions: K; None only before `data.bandit_logs.check` has counted actions.
         columns: further columns by name, for slices; these may hold text.
     """
 
-    context: Array
-    action: Array
-    reward: Array
-    propensity: Array
-    target_propensity: Array | None
-    num_actions: int
+    context: Column
+    action: Column
+    reward: Column
+    propensity: Column
+    target_propensity: Column | None
+    num_actions: int | None
     columns: dict[str, Any]
 
 
@@ -164,14 +165,14 @@ class Trajectories(NamedTuple):
     """
 
     observations: PyTree | None
-    actions: Array | None
-    rewards: Array
-    behaviour_log_prob: Array | None
-    mask: Array
-    terminated: Array
-    truncated: Array
+    actions: Column | None
+    rewards: Column
+    behaviour_log_prob: Column | None
+    mask: Column
+    terminated: Column
+    truncated: Column
     final_observation: PyTree | None
-    behaviour_estimated: Array | None = None
+    behaviour_estimated: Column | None = None
 
 
 class Estimate(NamedTuple):

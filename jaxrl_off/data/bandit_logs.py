@@ -16,10 +16,17 @@ import numpy as np
 from jaxrl_off.types import BanditLog
 
 _MOST_ACTIONS = 2**31 - 1
+_MOST_COUNTED = 2**20  # more actions than this are not inferred from the largest one, which then is an id
 _MOST_PROBABLE = 1.0 + 1e-6  # softmax in float32 may round above 1; such probabilities are taken as 1
+_NEEDED = {
+    "action": "which action was taken, an integer from 0",
+    "reward": "what came of the action; NaN where it was not observed",
+    "propensity": "h(a|x), with what probability the logged action was taken. Where that was not logged, estimate it first, "
+    "for example with a classifier of actions by contexts",
+}
 _ADVICE = {
     "context": "Fill in what is missing, or leave that column out",
-    "action": "Number actions from 0 without gaps, and give num_actions if the log need not hold the last one",
+    "action": "Number actions from 0 without gaps (`numbered` does so), and give num_actions if the log may lack the last one",
     "reward": "Write NaN where a reward was not observed",
     "propensity": "It is h(a|x) of the action that was taken, which therefore was possible; correct the log",
     "target_propensity": "It is pi(a|x) of the action that was logged; correct the log",
@@ -63,19 +70,19 @@ def from_arrays(
     context: Any = None,
     target_propensity: Any = None,
     num_actions: int | None = None,
-    columns: Mapping[str, Any] | None = None,
+    columns: Any = None,
     on_bad: str = "error",
 ) -> tuple[BanditLog, Report]:
-    """A checked log of arrays.
+    """A checked log of arrays, or of columns of a data frame.
 
     Args:
-        action: `int[n]`, a, counted from 0.
+        action: `int[n]`, a, counted from 0; `numbered` makes that of names and ids.
         reward: `float[n]`, r; NaN where it is censored.
         propensity: `float[n]`, h(a|x).
         context: `float[n, d]`, x, or `float[n]` for one feature; None for none.
         target_propensity: `float[n]`, pi(a|x), or None.
         num_actions: K; None for the largest action of the rows that are kept, and one.
-        columns: further columns of n rows, numbers or text.
+        columns: further columns of n rows, numbers or text: a dictionary, or a data frame of pandas or polars.
         on_bad: "error", or "drop" for rows with values that are not allowed.
 
     Returns:
@@ -90,10 +97,45 @@ def from_arrays(
         >>> log.action.tolist(), log.num_actions, report
         ([0, 1], 2, Report(rows=2, dropped=1, reasons={'propensity': 1}))
     """
-    action = as_numbers(action, "action")
-    given = context if context is not None else np.zeros((len(action) if action.ndim else 0, 0))
-    log = BanditLog(given, action, reward, propensity, target_propensity, num_actions, dict(columns or {}))
+    log = BanditLog(context, action, reward, propensity, target_propensity, num_actions, _by_name(columns))
     return check(log, on_bad=on_bad)
+
+
+def numbered(actions: Any, names: Sequence[Any] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers from 0 for actions that are names or ids, however large.
+
+    Args:
+        actions: `[n]`, text, integers, or a column of categories.
+        names: of all actions, in the order of the columns of the policy that will be judged; None for those in `actions`, in
+            alphabetical order.
+
+    Returns:
+        `int64[n]`, and the names; with these, `num_actions=len(names)`.
+
+    Raises:
+        ValueError: for missing actions, and for actions that are not among the names.
+
+    Example:
+        >>> numbered(["pear", "apple", "pear"])
+        (array([1, 0, 1]), ('apple', 'pear'))
+    """
+    array = _array(actions, "actions")
+    missing = np.array([_is_missing(value) or str(value) == "" for value in array.flat], bool)
+    if array.ndim != 1 or missing.any():
+        found = f"shape {array.shape}" if array.ndim != 1 else f"none in row {int(np.argmax(missing))}"
+        raise ValueError(f"actions must be one column with a name or an id in every row, got {found}.")
+    text = np.array([str(value) for value in array.tolist()], np.str_)
+    known, code = np.unique(text, return_inverse=True)
+    if names is None:
+        return code, tuple(known.tolist())
+    index: dict[str, int] = {str(name): number for number, name in enumerate(names)}
+    others = [name for name in known.tolist() if name not in index]
+    if others:
+        raise ValueError(
+            f"actions hold {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}, which are not among the names "
+            f"{', '.join(list(index)[:10])}{', ...' if len(index) > 10 else ''}. Add them, or leave such rows out."
+        )
+    return np.array([index[name] for name in known.tolist()], np.int64)[code], tuple(index)
 
 
 def check(
@@ -153,8 +195,11 @@ def check(
     reasons = {name: int(bad.sum()) for name, bad in wrong.items() if bad.any()}
     if reasons and on_bad == "error":
         name = next(iter(reasons))
+        advice = _ADVICE.get(name, "Correct the log")
+        if name == "action" and log.action.min() == 1 and log.action.max() == log.num_actions:
+            advice = "The actions seem to be counted from 1; take 1 off"
         raise ValueError(
-            f"{name} must be {allowed[name]}; {place(wrong[name], values[name])}. {_ADVICE.get(name, 'Correct the log')}; "
+            f"{name} must be {allowed[name]}; {place(wrong[name], values[name])}. {advice}; "
             "on_bad='drop' leaves such rows out and counts them."
         )
     keep, malformed = ~np.any(list(wrong.values()), axis=0), 0 if origin is None else origin.malformed
@@ -172,14 +217,16 @@ def check(
                 f"reward must be in [{low:g}, {high:g}], the range that was given; {place(outside, log.reward)}. Give "
                 "the range that rewards can have, or correct the log."
             )
-    fields = {name: None if x is None else x[keep] for name, x in log._asdict().items() if name in _ADVICE}
-    fields["action"] = fields["action"].astype(np.int32)
-    for name in ("propensity", "target_propensity"):
-        if fields[name] is not None:
-            fields[name] = np.minimum(fields[name], 1.0)
-    num_actions = int(fields["action"].max()) + 1 if log.num_actions is None else log.num_actions
-    columns = {name: column[keep] for name, column in log.columns.items()}
-    kept = log._replace(**fields, num_actions=num_actions, columns=columns)
+    target = log.target_propensity
+    kept = BanditLog(
+        context=log.context[keep],
+        action=log.action[keep].astype(np.int32),
+        reward=log.reward[keep],
+        propensity=np.minimum(log.propensity[keep], 1.0),
+        target_propensity=None if target is None else np.minimum(target[keep], 1.0),
+        num_actions=_counted(log, keep) if log.num_actions is None else log.num_actions,
+        columns={name: column[keep] for name, column in log.columns.items()},
+    )
     reasons = ({"malformed line": malformed} if malformed else {}) | reasons
     return kept, Report(int(keep.sum()), int((~keep).sum()) + malformed, reasons)
 
@@ -256,7 +303,7 @@ def from_obp(
 
 
 def as_numbers(values: Any, name: str, *, keep_floats: bool = False) -> np.ndarray:
-    """An array of numbers; None in it becomes NaN.
+    """An array of numbers; None and the NA of pandas in it become NaN.
 
     Args:
         values: numbers or truth values. Text is refused even where it could be read as numbers.
@@ -269,21 +316,53 @@ def as_numbers(values: Any, name: str, *, keep_floats: bool = False) -> np.ndarr
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name} is a NumPy masked array; leave masked rows out before the log is made.")
     array = _array(values, name)
+    if array.dtype.kind == "O":
+        missing = np.array([_is_missing(value) for value in array.flat], bool).reshape(array.shape)
+        array = np.where(missing, np.array(None), array)
     kind = array.dtype.kind
-    text = kind in "SU" or (kind == "O" and any(isinstance(value, str | bytes) for value in array.flat))
+    words = [value for value in array.flat if isinstance(value, str | bytes)] if kind in "SUO" else []
+    if words:
+        raise ValueError(
+            f"{name} must be numbers, and holds text such as {str(words[0])!r}. {_how_to_number(name, words)}."
+        )
     try:
-        if text or kind in "cmM":
-            raise TypeError("it is of text" if text else f"it is of type {array.dtype}")
+        if kind in "cmM":
+            raise TypeError(f"it is of type {array.dtype}")
         return array if keep_floats and kind == "f" else array.astype(np.float64, copy=False)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name} must be an array of real numbers, and cannot be made one: {error}.") from error
+
+
+def _how_to_number(name: str, words: Sequence[str | bytes]) -> str:
+    if name.startswith("action"):
+        return "`bandit_logs.numbered` numbers actions that are names or ids"
+    if {str(word).lower() for word in words} <= {"true", "false"}:
+        return "Make truth values of it: `column == 'True'`"
+    return "Convert it to numbers, or leave it out"
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, or the NA of pandas, which need not be installed."""
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and np.isnan(value))
 
 
 def _array(values: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
+        if "inhomogeneous" in str(error):
+            raise ValueError(f"{name} must be an array, and its rows have different lengths. Fill them up.") from error
         raise ValueError(f"{name} must be an array, and cannot be made one: {error}.") from error
+
+
+def _by_name(columns: Any) -> dict[str, Any]:
+    """Columns of a dictionary, or of a data frame, which lists their names as `columns`."""
+    names = columns if isinstance(columns, Mapping) else getattr(columns, "columns", None)
+    if columns is not None and names is None:
+        raise ValueError(
+            f"columns must be a dictionary of columns by name, or a data frame, got {type(columns).__name__}."
+        )
+    return {} if names is None else {str(name): columns[name] for name in names}
 
 
 def _count(given: Any, name: str) -> int:
@@ -292,27 +371,43 @@ def _count(given: Any, name: str) -> int:
     return int(given)
 
 
+def _counted(log: BanditLog, keep: np.ndarray) -> int:
+    """The largest action and one."""
+    largest = int(log.action[keep].max())
+    if largest >= _MOST_COUNTED:
+        raise ValueError(
+            f"the largest action is {largest}, so that there would be {largest + 1} actions; it seems to be an id. Number ids "
+            "with `bandit_logs.numbered`, or give num_actions if there are so many."
+        )
+    return largest + 1
+
+
 def _structured(log: BanditLog, of: str) -> BanditLog:
     """The same with NumPy columns of as many rows; statistics in float64."""
+    for name, what in _NEEDED.items():
+        if getattr(log, name) is None:
+            raise ValueError(f"{name}{of} is None, and is needed: {what}.")
     num_actions = None if log.num_actions is None else _count(log.num_actions, "num_actions")
     action = as_numbers(log.action, "action" + of)
     if action.ndim != 1:
-        raise ValueError(f"action{of} must be int[n], got shape {action.shape}.")
-    shape, context = action.shape, as_numbers(log.context, "context" + of, keep_floats=True)
+        raise ValueError(
+            f"action{of} must be int[n], one column, got shape {action.shape}. Of a data frame pass a column, such as "
+            'frame["action"], and not a frame.'
+        )
+    given = np.zeros((len(action), 0)) if log.context is None else log.context
+    shape, context = action.shape, as_numbers(given, "context" + of, keep_floats=True)
     if context.ndim == 1:
         context = context[:, None]
     given = {"reward": log.reward, "propensity": log.propensity, "target_propensity": log.target_propensity}
-    arrays = {
-        name: as_numbers(x, name + of) for name, x in given.items() if x is not None or name != "target_propensity"
-    }
+    arrays = {name: as_numbers(x, name + of) for name, x in given.items() if x is not None}
     columns = {name: _array(column, name + of) for name, column in log.columns.items()}
     table = [("context", context, {2}), *((name, column, {1}) for name, column in arrays.items())]
     table += [(name, column, {column.ndim}) for name, column in columns.items()]
     for name, column, dimensions in table:
         if column.shape[:1] != shape or column.ndim not in dimensions:
             raise ValueError(
-                f"{name}{of} has shape {column.shape}; there are {len(action)} actions, so [n, d] for the context and "
-                "[n] for others, with that n, is allowed."
+                f"{name}{of} has shape {column.shape}; there are {len(action)} actions, so "
+                f"{f'({len(action)}, d)' if name == 'context' else f'({len(action)},)'} is allowed, one row for each."
             )
-    arrays.setdefault("target_propensity", None)
-    return BanditLog(context, action, **arrays, num_actions=num_actions, columns=columns)
+    target = arrays.get("target_propensity")
+    return BanditLog(context, action, arrays["reward"], arrays["propensity"], target, num_actions, columns)

@@ -69,9 +69,10 @@ def check_range(name: str, given: Sequence[float], *, infinite: bool = False) ->
     Raises:
         ValueError: if it is none.
     """
-    if len(given) != 2:
-        raise ValueError(f"{name} must be a pair (low, high), got {given!r}.")
-    low, high = given
+    try:
+        low, high = given
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a pair (low, high) of numbers, got {given!r}.") from error
     if is_concrete(low, high):
         finite = math.isfinite(low) and (math.isfinite(high) or (infinite and high == math.inf))
         if not finite or not low < high:
@@ -107,7 +108,7 @@ def standard_error(counts: Array, influence: Array) -> Array:
     return jnp.where(total > 1, error, jnp.inf)
 
 
-def z_score(mean: Array, expected: float, error: Array, total: Array) -> Array:
+def z_score(mean: Array, expected: Array | float, error: Array, total: Array) -> Array:
     """Standard errors that a mean is away from what it should be.
 
     NaN for fewer than `FEWEST_FOR_Z` rows, where an error of a few rows says nothing; infinite where the mean is off and the
@@ -147,7 +148,7 @@ def float64(*values: Any) -> AbstractContextManager[None]:
     Raises:
         ValueError: if something of it is a tracer and x64 is off, so that the caller's transformation would round.
     """
-    if not is_concrete(values) and not jax.config.jax_enable_x64:
+    if not is_concrete(values) and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise ValueError(
             "jax.jit, jax.vmap and jax.grad of estimators on trajectories must run inside `with jax.enable_x64(True):`; "
             "else JAX rounds to float32 what it batches or derives. Put the outermost transformation, and its call, in it."

@@ -250,7 +250,7 @@ def test_columns_of_archives(tmp_path):
     for kind in ("text", "number"):
         with pytest.raises(ValueError, match=r"wide of \S*log.npz has shape \(6, 6\), and action \(6,\); \[n\] with"):
             read_table(path, columns={"wide": kind})
-    with pytest.raises(ValueError, match=r"word of \S*log.npz must be an array of real numbers.* it is of text"):
+    with pytest.raises(ValueError, match=r"word of \S*log.npz must be numbers, and holds text such as"):
         read_table(path, context=["word"])
     for changes in ({"clicks": np.ones(5)}, {"clicks": np.ones(())}, {"clicks": np.ones((6, 1))}):
         path, _ = archive(tmp_path / "other.npz", **changes)
@@ -301,7 +301,7 @@ def test_parquet(tmp_path):
         read_table(path)
     for changes in ({"reward": "w"}, {"context": ["list"]}):
         name = changes.get("reward", "list")
-        with pytest.raises(ValueError, match=rf"{name} of \S*log.parquet must be an array of real numbers"):
+        with pytest.raises(ValueError, match=rf"{name} of \S*log.parquet must be (an array of real )?numbers"):
             read_table(path, **names | changes)
     with pytest.raises(ValueError, match=r"list of \S*log.parquet cannot be read as text"):
         read_table(path, **names, columns={"list": "text"})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_off.data.bandit_logs import Origin, as_numbers, check, from_arrays, from_obp
+from jaxrl_off.data.bandit_logs import Origin, as_numbers, check, from_arrays, from_obp, numbered
 
 NAN = float("nan")
 
@@ -90,6 +90,38 @@ def test_a_row_that_is_wrong_twice_is_dropped_once():
         from_arrays(**columns(propensity=np.zeros(6)), on_bad="drop")
 
 
+def test_names_and_ids_are_numbered():
+    action, names = numbered([10**12, 7, 10**12])
+    assert (action.tolist(), names) == ([0, 1, 0], ("1000000000000", "7"))
+    action, names = numbered(np.array(["b", "a", "b"]), ["c", "b", "a"])
+    assert (action.tolist(), names) == ([1, 2, 1], ("c", "b", "a"))
+    assert numbered([30, 10], [10, 20, 30]) == (pytest.approx([2, 0]), ("10", "20", "30"))
+    log, _ = from_arrays(action=action, reward=[1, 0, 1], propensity=[0.5] * 3, num_actions=len(names))
+    assert (log.action.tolist(), log.num_actions) == ([1, 2, 1], 3)
+    with pytest.raises(ValueError, match="actions hold d, which are not among the names c, b. Add them"):
+        numbered(["b", "d"], ["c", "b"])
+    for missing in (None, NAN, ""):
+        with pytest.raises(ValueError, match="a name or an id in every row, got none in row 1"):
+            numbered(np.array(["b", missing], object))
+
+
+def test_columns_of_data_frames():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [0, 1, 0], "r": [1.0, 0.0, 1.0], "p": [0.5, 0.5, 0.5], "x": ["u", "v", "u"]})
+    given = dict(action=frame.a, reward=frame.r, propensity=frame.p)
+    log, _ = from_arrays(**given, context=frame[["r", "p"]], columns=frame[["x"]])
+    assert (log.context.shape, {name: list(x) for name, x in log.columns.items()}) == ((3, 2), {"x": ["u", "v", "u"]})
+    for reward in (pandas.array([0, None, 1], dtype="Int64"), pandas.Series([0, pandas.NA, 1], dtype=object)):
+        np.testing.assert_array_equal(from_arrays(**given | {"reward": reward})[0].reward, [0, NAN, 1])
+    with pytest.raises(ValueError, match=r"propensity must be in \(0, 1\]; row 1 has nan"):
+        from_arrays(**given | {"propensity": pandas.array([0.5, None, 1], dtype="Float64")})
+    with pytest.raises(ValueError, match=r"one column, got shape \(3, 1\)\. Of a data frame pass a column"):
+        from_arrays(**given | {"action": frame[["a"]]})
+    with pytest.raises(ValueError, match="context must be numbers, and holds text such as 'u'"):
+        from_arrays(**given, context=frame)
+    assert numbered(pandas.Categorical(["x", "y", "x"]))[1] == ("x", "y")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -99,12 +131,37 @@ def test_a_row_that_is_wrong_twice_is_dropped_once():
         ({"context": np.ones((6, 2, 2))}, r"context has shape \(6, 2, 2\)"),
         ({"context": np.ones((5, 2))}, r"context has shape \(5, 2\)"),
         ({"columns": {"slot": [1, 2]}}, r"slot has shape \(2,\)"),
-        ({"action": np.zeros((6, 1))}, r"action must be int\[n\], got shape \(6, 1\)"),
+        ({"action": np.zeros((6, 1))}, r"action must be int\[n\], one column, got shape \(6, 1\)"),
         ({"action": 0}, r"got shape \(\)"),
-        ({"propensity": None}, r"propensity has shape \(\)"),
-        ({"reward": list("123456")}, "reward must be an array of real numbers, and cannot be made one: it is of text"),
-        ({"context": [[1], [2, 3], [4], [5], [6], [7]]}, "context must be an array, and cannot be made one: .*inhomog"),
-        ({"columns": {"slot": [[1], [2, 3], 4, 5, 6, 7]}}, "slot must be an array, and cannot be made one"),
+        (
+            {"propensity": None},
+            r"propensity is None, and is needed: h\(a\|x\), .* estimate it first, for example with a class",
+        ),
+        ({"action": None}, "action is None, and is needed: which action was taken"),
+        ({"reward": None}, "reward is None, and is needed: what came of the action; NaN where"),
+        ({"reward": list("123456")}, "reward must be numbers, and holds text such as '1'. Convert it to numbers"),
+        ({"reward": ["True", "False"] * 3}, "text such as 'True'. Make truth values of it: `column == 'True'`"),
+        (
+            {"action": list("abcabc")},
+            "action must be numbers, .*'a'. `bandit_logs.numbered` numbers actions that are names",
+        ),
+        (
+            {"context": [[1], [2, 3], [4], [5], [6], [7]]},
+            "context must be an array, and its rows have different lengths",
+        ),
+        (
+            {"columns": {"slot": [[1], [2, 3], 4, 5, 6, 7]}},
+            "slot must be an array, and its rows have different lengths",
+        ),
+        ({"columns": [1, 2]}, "columns must be a dictionary of columns by name, or a data frame, got list"),
+        (
+            {"action": [1, 2, 3] * 2, "num_actions": 3},
+            "row 2 has 3.0, .* The actions seem to be counted from 1; take 1 off",
+        ),
+        (
+            {"action": [2**31 - 2] + [0] * 5},
+            "the largest action is 2147483646, .*Number ids with `bandit_logs.numbered`",
+        ),
         ({"num_actions": 2.5}, r"num_actions must be an integer in \[1, 2\^31\), got 2.5. Number actions from 0"),
         ({"num_actions": 0}, r"num_actions must be an integer in \[1, 2\^31\), got 0"),
         ({"action": np.full(6, 3e9)}, r"an integer in \[0, 2147483647\); row 0 has 3000000000.0, and 6 of 6 rows"),
@@ -121,8 +178,8 @@ def test_actions_are_counted_over_rows_that_are_kept():
     log, report = from_arrays(**given, on_bad="drop")
     assert (log.num_actions, log.action.tolist()) == (2, [0, 1, 1])
     assert report == (3, 3, {"action": 2, "propensity": 1})
-    log, _ = from_arrays(**columns(action=[2**31 - 2] + [0] * 5))
-    assert log.num_actions == 2**31 - 1
+    log, _ = from_arrays(**columns(action=[2**31 - 2] + [0] * 5), num_actions=2**31 - 1)
+    assert (log.num_actions, log.action[0]) == (2**31 - 1, 2**31 - 2)
 
 
 def test_origin_is_named_and_its_malformed_lines_are_counted():
@@ -133,7 +190,7 @@ def test_origin_is_named_and_its_malformed_lines_are_counted():
         check(log._replace(propensity=changed("propensity", 2, 2.0)["propensity"]), origin=origin)
     with pytest.raises(ValueError, match=r"reward of a.log has shape \(5,\)"):
         check(log._replace(reward=np.ones(5)), origin=origin)
-    with pytest.raises(ValueError, match="reward of a.log must be an array of real numbers"):
+    with pytest.raises(ValueError, match="reward of a.log must be numbers, and holds text"):
         check(log._replace(reward=list("abcdef")), origin=origin)
     with pytest.raises(ValueError, match="a.log has no row that can be used: 0 were read, and 4 lines are malformed"):
         check(log._replace(context=np.ones((0, 2)), **dict.fromkeys(log._fields[1:5], np.ones(0))), origin=origin)
@@ -167,7 +224,7 @@ def test_further_columns_that_must_be_finite():
     "values", [[1j, 2], np.array(["2020-01-01"], "datetime64[D]"), np.array([3], "timedelta64[s]"), ["1", None], [b"1"]]
 )
 def test_what_is_no_number(values):
-    with pytest.raises(ValueError, match="ratio must be an array of real numbers, and cannot be made one"):
+    with pytest.raises(ValueError, match="ratio must be (an array of real )?numbers, and (cannot be made|holds text)"):
         as_numbers(values, "ratio")
 
 
@@ -222,7 +279,7 @@ def test_open_bandit_pipeline():
         (obp(position=[0]), np.ones((4, 3, 2)), r"position has shape \(1,\); there are 4 actions"),
         (obp(n_actions=3.7), np.ones((4, 3, 1)), r"n_actions must be an integer in \[1, 2\^31\), got 3.7"),
         (obp(n_actions="three"), None, "n_actions must be an integer in .* got 'three'"),
-        (obp(context=[[1], [1, 2], [1], [1]]), None, "context must be an array, and cannot be made one"),
+        (obp(context=[[1], [1, 2], [1], [1]]), None, "context must be an array, and its rows have different"),
         (obp(reward=np.ones(3)), None, r"reward has shape \(3,\)"),
     ],
 )

@@ -21,6 +21,16 @@ from jaxrl_off.estimators.common import (
 from jaxrl_off.types import Array
 
 MATRICES = ("control_variates", "slot_weights")  # columns that have several numbers a row
+MOST_PROBABLE = 1.0 + 1e-6  # a softmax in float32 may round above 1
+_MEANING = {
+    "weights": "pi(a|x) / h(a|x) of every logged action",
+    "rewards": "what came of every logged action",
+    "predicted": "a prediction q(x, a) of the reward of every logged action, for example by `cross_fitted`",
+    "predicted_target": "the mean of predictions q(x, b) over the actions b of the judged policy, one for each row",
+    "slot_weights": "pi_l(a_l|x) / h_l(a_l|x), one row for each slate and one column for each slot",
+    "propensities": "h(a|x), the probabilities with which the logged actions were taken. Where these were not logged, estimate "
+    "them first, for example with a classifier of actions by contexts",
+}
 _ROUNDING = 1e-6  # by how much, relatively, a weight may be above the largest one: that is float32's doing
 
 
@@ -40,12 +50,44 @@ class Rows(NamedTuple):
     others: tuple[Array, ...]
 
 
-def check_weight_range(given: Sequence[float]) -> tuple[float, float]:
+def numbers_of(name: str, given: Any, *, concrete: bool = True) -> Any:
+    """A column in float64, of NumPy where it is concrete and else of JAX.
+
+    Raises:
+        ValueError: for None, masked arrays, text, and rows of different lengths; says what the column is.
+    """
+    if given is None:
+        raise ValueError(f"{name} are None, and are needed: {_MEANING.get(name, 'one number for each row')}.")
+    if isinstance(given, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} are a NumPy masked array; masked entries would be taken for numbers. Leave these rows out, or give them "
+            "counts of 0, and hand over `array.filled(0)`."
+        )
+    if not concrete:
+        return jnp.asarray(given, jnp.float64)
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        advice = (
+            "fill slates that have fewer slots up with weights of 1, which change nothing"
+            if name == "slot_weights"
+            else "convert them first, and leave rows out in which they are missing"
+        )
+        why = "its rows have different lengths" if "inhomogeneous" in str(error) else str(error)
+        raise ValueError(f"{name} must be an array of numbers, and cannot be made one: {why}; {advice}.") from error
+
+
+def check_weight_range(given: Sequence[float] | None) -> tuple[float, float]:
     """A range of importance weights, `0 <= low < 1 < high`: their mean is 1.
 
     Raises:
         ValueError: if it is none.
     """
+    if given is None:
+        raise ValueError(
+            "weight_range is needed here: a pair (low, high) of what weights can be, whatever was seen. With propensities of "
+            "at least p it is (0, 1 / p)."
+        )
     low, high = check_range("weight_range", given, infinite=True)
     if is_concrete(low, high) and not 0 <= low < 1 < high:
         raise ValueError(
@@ -68,7 +110,7 @@ def rows_of(
     Numbers that are tracers are not looked at, and not padded.
 
     Args:
-        weights: `float[n]`, or None.
+        weights: `float[n]`, or None where there are `slot_weights`.
         rewards: `float[n]`.
         counts: `float[n]`, multiplicities, or None for 1 each.
         weight_range: what weights may be, or None for anything not negative.
@@ -79,23 +121,20 @@ def rows_of(
         ValueError: for lengths that differ, no rows, NaN, or values outside their range; names the column and the first row.
             Weights above the largest by a relative 1e-6 are taken for it.
     """
-    if isinstance(rewards, np.ma.MaskedArray):
-        raise ValueError("rewards are a NumPy masked array; leave masked rows out, or give them counts of 0.")
     concrete = is_concrete(weights, rewards, counts, weight_range, reward_range, others)
     library = np if concrete else jnp
-    rewards = library.asarray(rewards, library.float64)
+    rewards = numbers_of("rewards", rewards, concrete=concrete)
     if rewards.ndim != 1:
-        raise ValueError(f"rewards must be one column, got shape {rewards.shape}; use jax.vmap for several logs.")
-    columns = {"weights": library.ones_like(rewards) if weights is None else weights, "rewards": rewards}
-    columns["counts"] = library.ones_like(rewards) if counts is None else counts
-    columns |= others
-    for name, column in columns.items():
-        if isinstance(column, np.ma.MaskedArray):
-            raise ValueError(
-                f"{name} is a NumPy masked array; masked entries would be taken for numbers. Leave these rows out, or give "
-                "them counts of 0, and hand over `array.filled(0)`."
-            )
-    columns = {name: library.asarray(value, library.float64) for name, value in columns.items()}
+        raise ValueError(
+            f"rewards must be one column, got shape {rewards.shape}. Of a data frame pass a column; for several logs "
+            "use jax.vmap."
+        )
+    columns = {"weights": weights, "rewards": rewards, "counts": counts} | others
+    if counts is None:
+        columns["counts"] = library.ones_like(rewards)
+    if weights is None and "slot_weights" in others:
+        columns["weights"] = library.ones_like(rewards)
+    columns = {name: numbers_of(name, value, concrete=concrete) for name, value in columns.items()}
     for name, column in columns.items():
         matrix = name in MATRICES
         if column.shape[:1] != rewards.shape or column.ndim != 1 + matrix:
@@ -146,9 +185,16 @@ def _check_values(
         wrong = counted & ~fine.reshape(len(counts), -1).all(axis=1)
         if wrong.any():
             row = int(np.argmax(wrong))
+            said = advice.get(name, "correct the log")
+            if np.isnan(column[row]).any():
+                said = "leave rows out in which it is missing, or give them counts of 0"
+                if name == "rewards":
+                    said += "; `censored_empirical_likelihood` is for rewards that were not observed"
+            elif name == "weights" and (column[wrong] < 0).all():
+                said = "weights are pi(a|x) / h(a|x) and never negative; if these are logarithms, pass np.exp of them"
             raise ValueError(
                 f"{name} must be finite and in [{low:g}, {high:g}]; row {row} has {column[row]}, and {int(wrong.sum())} rows "
-                f"are outside it. {advice.get(name, 'correct the log').capitalize()}."
+                f"are outside it. {said[0].upper()}{said[1:]}."
             )
 
 

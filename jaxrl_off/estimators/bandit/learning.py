@@ -186,9 +186,12 @@ def learn(
         raise ValueError(f"objective='variance_penalty' needs batches of 2 rows or more, got batch_size={batch_size}.")
     if is_concrete(penalty, clip) and not (penalty >= 0 and clip > 0):
         raise ValueError(f"penalty must not be negative and clip positive, got {penalty} and {clip}.")
-    columns = features, actions, rewards, propensities
-    if is_concrete(columns, predictions):
-        _check_columns(*(np.asarray(x) for x in columns), num_actions, span)
+    given = {"features": features, "actions": actions, "rewards": rewards, "propensities": propensities}
+    if is_concrete(given, predictions):
+        columns = {name: common.numbers_of(name, column) for name, column in given.items()}
+        if columns["features"].ndim == 1:
+            columns["features"] = features = columns["features"][:, None]
+        _check_columns(**columns, num_actions=num_actions, span=span)
         _check_predictions(predictions, len(np.asarray(rewards)), num_actions)
         _check_largest(weight_range, np.asarray(propensities))
     count = jnp.shape(rewards)[0]
@@ -215,15 +218,17 @@ def _check_columns(
     count = len(rewards)
     columns = actions, rewards, propensities
     if features.ndim != 2 or len(features) != count or any(x.shape != (count,) for x in columns) or not count:
-        shapes = [x.shape for x in (features, actions, rewards, propensities)]
-        raise ValueError(f"features [n, d], actions, rewards and propensities [n] do not fit together: {shapes}.")
+        raise ValueError(
+            f"features {features.shape}, actions {actions.shape}, rewards {rewards.shape} and propensities "
+            f"{propensities.shape} do not fit together; features [n, d] and one of the others for each row are allowed."
+        )
     checks = {
         "features must be finite": ~np.isfinite(features).all(axis=1),
         f"actions must be in [0, {num_actions}), and whole numbers": ~(
             (actions >= 0) & (actions < num_actions) & (actions == np.floor(actions))
         ),
         f"rewards must be in [{span[0]:g}, {span[1]:g}]": ~((rewards >= span[0]) & (rewards <= span[1])),
-        "propensities must be in (0, 1]": ~((propensities > 0) & (propensities <= 1)),
+        "propensities must be in (0, 1]": ~((propensities > 0) & (propensities <= common.MOST_PROBABLE)),
     }
     for message, bad in checks.items():
         if bad.any():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_off.estimators.bandit import common
 from jaxrl_off.estimators.common import check_range
 from jaxrl_off.types import Array
 
@@ -37,7 +38,7 @@ def cross_fitted(
     reward range.
 
     Args:
-        features: `float[n, d]`, x.
+        features: `float[n, d]`, x, or `float[n]` for one feature.
         actions: `int[n]`, logged.
         rewards: `float[n]`.
         num_actions: K.
@@ -63,32 +64,39 @@ def cross_fitted(
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
     if objective != "squares" and (target_probabilities is None or propensities is None):
         raise ValueError(f"objective={objective!r} needs target_probabilities and propensities.")
-    count = np.shape(rewards)[0]
+    optional = {"target_probabilities": target_probabilities, "propensities": propensities}
+    given = {"features": features, "actions": actions, "rewards": rewards}
+    given |= {name: column for name, column in optional.items() if column is not None}
+    columns = {name: common.numbers_of(name, column) for name, column in given.items()}
+    if columns["features"].ndim == 1:
+        columns["features"] = columns["features"][:, None]
+    count = columns["rewards"].size
     if not 2 <= folds <= count:
         raise ValueError(f"folds must be between 2 and the {count} rows, got {folds}.")
     if not ridge > 0:
         raise ValueError(f"ridge must be positive, got {ridge}.")
-    matrices = {"features": features, "target_probabilities": target_probabilities}
-    given = matrices | {"actions": actions, "rewards": rewards, "propensities": propensities}
-    columns = {name: np.asarray(column, np.float64) for name, column in given.items() if column is not None}
     for name, column in columns.items():
         width = num_actions if name == "target_probabilities" else column.shape[-1] if name == "features" else None
         wanted = (count,) if width is None else (count, width)
         if column.shape != wanted or not np.isfinite(column).all():
             raise ValueError(
-                f"{name} must be finite numbers of shape {wanted}, got shape {column.shape}; mend the log."
+                f"{name} must be finite numbers of shape {wanted}, got shape {column.shape}"
+                f"{'' if np.isfinite(column).all() else ' with some that are not finite'}; mend the log."
             )
     actions = columns["actions"]
     if (actions < 0).any() or (actions >= num_actions).any() or (actions != np.floor(actions)).any():
         raise ValueError(
             f"actions must be whole numbers in [0, {num_actions}), got {actions.min()} to {actions.max()}."
         )
-    if propensities is not None and not ((columns["propensities"] > 0) & (columns["propensities"] <= 1)).all():
+    if (
+        propensities is not None
+        and not ((columns["propensities"] > 0) & (columns["propensities"] <= common.MOST_PROBABLE)).all()
+    ):
         raise ValueError("propensities must be in (0, 1]; mend the log.")
     span = None if reward_range is None else check_range("reward_range", reward_range)
     fold = np.random.default_rng(seed).permutation(count) % folds
     with jax.enable_x64(True):
-        inputs = jnp.concatenate([jnp.ones((count, 1)), jnp.asarray(features, jnp.float64)], axis=1)
+        inputs = jnp.concatenate([jnp.ones((count, 1)), columns["features"]], axis=1)
         targets = jnp.asarray(rewards, jnp.float64)
         probabilities = jnp.ones((count, num_actions)) if target_probabilities is None else target_probabilities
         behaviour = jnp.ones(count) if propensities is None else jnp.asarray(propensities, jnp.float64)
