@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import machinery
 from benchmarks.dapo.claims import last_fifth, run_score, tables
 from benchmarks.dapo.jobs import Job, run_job
-from benchmarks.machinery.jobs import finished, merged, pairs, run_all, write_json
+from benchmarks.machinery.jobs import finished, merged, pairs, run_all, split, write_json
 from benchmarks.machinery.results import provenance
 
 ALL_GAMES = ("Breakout", "Asterix", "SpaceInvaders", "Freeway")
@@ -314,12 +314,6 @@ def map_jobs(preset: Preset) -> list[Job]:
 def _publish(interval: int) -> dict[str, int]:
     """Publication after every update is the loop's default, and has no part in the names of finished jobs."""
     return {} if interval == 1 else {"publish_interval": interval}
-
-
-def split(job: Job, size: int) -> list[Job]:
-    """A job as several of `size` members each; 0 leaves it whole."""
-    step = size or len(job.members)
-    return [dataclasses.replace(job, members=job.members[i : i + step]) for i in range(0, len(job.members), step)]
 
 
 def run(preset_name: str, *, workers: int, cache: Path, output: Path, only_finished: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ interrupted benchmark goes on where it stopped, and nothing is computed, or over
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -66,14 +67,20 @@ def _pin(cores: Any, compiled: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def split(job: Any, size: int) -> list[Any]:
+    """A job as several of `size` of its `members` each; 0 leaves it whole."""
+    step = size or len(job.members)
+    return [dataclasses.replace(job, members=job.members[i : i + step]) for i in range(0, len(job.members), step)]
+
+
 def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Results of jobs that differ in their `runs` alone as one: runs in order, seconds added up."""
     together: dict[str, dict[str, Any]] = {}
-    added = ("runs", "compile_seconds", "run_seconds")
+    added = ("runs", "compile_seconds", "fit_seconds", "run_seconds")
     for result in results:
         same = together.setdefault(digest({k: v for k, v in result.items() if k not in added}), dict(result))
         if same["runs"] is not result["runs"]:
-            same.update({key: same[key] + result[key] for key in added})
+            same.update({key: same[key] + result[key] for key in added if key in result})
     return list(together.values())
 
 

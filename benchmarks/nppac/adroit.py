@@ -1,6 +1,6 @@
 """N-PPAC on the Adroit hand tasks from few demonstrations with a sparse reward: does the Gaussian process cure the pathology?
 
-`python -m benchmarks.nppac.adroit --preset quick|cpu|gpu [--workers N] [--experts DIR] [--output FILE]`
+`python -m benchmarks.nppac.adroit --preset quick|cpu|long|gpu [--workers N] [--finished] [--experts DIR] [--output FILE]`
 
 Rewards are 1 for a step at the goal and 0 otherwise. Demonstrations are recorded from the expert policies of DAPG (weights in
 `DIR`, by default those of `shared/data/nppac` beside the checkout), or, where there are none, from the clones of them that
@@ -61,6 +61,24 @@ PRESETS = {
         tuning_seeds=1,
         tuning_steps=4_000,
     ),
+    "long": Study(
+        tasks=("door", "relocate", "pen"),
+        methods=("N-PPAC (GP)", "N-PPAC (network)", "N-PPAC (ensemble)", "AWAC", "RLPD (4 updates a step)", "BC"),
+        demonstrations=10,
+        steps=50_000,
+        seeds=5,
+        sizes=(64, 64),
+        batch_size=128,
+        pretrain=5_000,
+        log_points=20,
+        evaluation_episodes=10,
+        fit={"gp": dict(fit_points=500, steps=150), "network": dict(sizes=(64, 64), steps=5000)},
+        tuning_tasks=("door", "relocate"),
+        tuning_seeds=3,
+        tuning_steps=15_000,
+        wide=True,
+        members_per_job=1,
+    ),
     "gpu": Study(
         tasks=("door", "relocate", "hammer", "pen"),
         methods=_ALL,
@@ -99,14 +117,27 @@ def record(task: str, episodes: int, experts: Path | None, cache: Path) -> Path:
     return path
 
 
-def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, output: Path) -> dict[str, Any]:
-    """Run a preset and write its JSON; returns what was written."""
+def run(
+    preset_name: str,
+    *,
+    workers: int,
+    experts: Path | None,
+    cache: Path,
+    output: Path,
+    only_finished: bool = False,
+) -> dict[str, Any]:
+    """Run a preset and write its JSON; returns what was written. With `only_finished` no method is trained."""
     study, started = PRESETS[preset_name], time.perf_counter()
     cache.mkdir(parents=True, exist_ok=True)
 
     def method_of(task: str, name: str) -> Method:
         table = methods(
-            policy="normal", kernel=KERNELS[task], sizes=study.sizes, pretrain=study.pretrain, fit=study.fit
+            policy="normal",
+            kernel=KERNELS[task],
+            sizes=study.sizes,
+            pretrain=study.pretrain,
+            fit=study.fit,
+            wide=study.wide,
         )
         return table[name]
 
@@ -115,7 +146,9 @@ def run(preset_name: str, *, workers: int, experts: Path | None, cache: Path, ou
         return dict(environment=f"adroit/{task}", parameters={"max_episode_steps": horizon}, horizon=horizon)
 
     demonstrations = {task: record(task, study.demonstrations, experts, cache) for task in study.tasks}
-    results = run_study(study, method_of, environment_of, demonstrations, workers=workers, cache=cache)
+    results = run_study(
+        study, method_of, environment_of, demonstrations, workers=workers, cache=cache, only_finished=only_finished
+    )
     content = {
         "benchmark": "nppac_adroit",
         "preset": preset_name,
@@ -138,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         cache="nppac",
         folders={"experts": EXPERTS},
+        resumable=True,
         arguments=arguments,
     )
 

@@ -61,7 +61,7 @@ class Method(NamedTuple):
 
 
 def methods(
-    *, policy: str, kernel: str, sizes: tuple[int, ...], pretrain: int, fit: dict[str, Any]
+    *, policy: str, kernel: str, sizes: tuple[int, ...], pretrain: int, fit: dict[str, Any], wide: bool = False
 ) -> dict[str, Method]:
     """All methods, with one network size.
 
@@ -74,11 +74,14 @@ def methods(
         sizes: hidden layers of all networks.
         pretrain: updates of pre-training, and of offline learning where a method has that instead.
         fit: `{"gp": options, "network": options}` for fitting references.
+        wide: tune over six values instead of four.
     """
     networks = dict(policy_sizes=sizes, critic_sizes=sizes)
     kl = dict(policy=policy, kl="analytic" if policy == "normal" else "sampled", pretrain_updates=pretrain, **networks)
-    alphas = (("alpha",), (0.01, 0.05, 0.2, 1.0))
-    rates = (("learning_rate", "critic_learning_rate"), (1e-4, 3e-4, 1e-3, 3e-3))
+    alphas = (("alpha",), (0.01, 0.05, 0.2, 1.0) + ((3.0, 10.0) if wide else ()))
+    awac = (("alpha",), (0.03, 0.1, 1.0 / 3.0, 1.0) + ((3.0, 10.0) if wide else ()))
+    middle = (1e-4, 3e-4, 1e-3, 3e-3)
+    rates = (("learning_rate", "critic_learning_rate"), (3e-5, *middle, 1e-2) if wide else middle)
     network = fit["network"]
 
     def nppac(reference: str, **options: Any) -> Method:
@@ -92,9 +95,7 @@ def methods(
         "N-PPAC (ensemble)": nppac("ensemble", **network),
         "N-PPAC (dropout)": nppac("dropout", **network),
         "BRAC-v": Method("brac_v", dict(policy=policy, **networks), ("gaussian_network", network), alphas),
-        "AWAC": Method(
-            "awac", dict(offline_updates=pretrain, **networks), None, (("alpha",), (0.03, 0.1, 1.0 / 3.0, 1.0))
-        ),
+        "AWAC": Method("awac", dict(offline_updates=pretrain, **networks), None, awac),
         "SAC": Method("sac", dict(policy=policy, **networks), None, rates),
         "SAC from demonstrations": Method("sacfd", dict(policy=policy, **networks), None, rates),
         "RLPD (4 updates a step)": Method("rlpd", dict(critics=4, policy_period=4, **networks), None, rates, 4),

@@ -1,6 +1,6 @@
 """N-PPAC on locomotion: expert demonstrations of our own, dense rewards, and how fast each method learns beyond them.
 
-`python -m benchmarks.nppac.locomotion --preset quick|cpu|gpu [--workers N] [--output FILE]`
+`python -m benchmarks.nppac.locomotion --preset quick|cpu|long|gpu [--workers N] [--finished] [--output FILE]`
 
 Experts are SAC agents trained here on the task itself (the authors' demonstrations are not to be had); demonstrations are
 recorded with their exploration noise. Scores are returns of the greedy policy, with a random policy at 0 and the mean of the
@@ -97,6 +97,27 @@ PRESETS = {
         tuning_seeds=1,
         tuning_steps=3_000,
     ),
+    "long": LocomotionStudy(
+        tasks=("HalfCheetah-v5", "Walker2d-v5"),
+        methods=("N-PPAC (GP)", "N-PPAC (network)", "SAC", "RLPD (4 updates a step)"),
+        expert_steps={"HalfCheetah-v5": 200_000, "Walker2d-v5": 200_000},
+        expert_sizes=(64, 64),
+        demonstrations=15,
+        every=10,
+        steps=100_000,
+        seeds=5,
+        sizes=(64, 64),
+        batch_size=128,
+        pretrain=5_000,
+        log_points=20,
+        evaluation_episodes=4,
+        fit={"gp": dict(fit_points=500, steps=150), "network": dict(sizes=(64, 64), steps=5000)},
+        tuning_tasks=("HalfCheetah-v5", "Walker2d-v5"),
+        tuning_seeds=1,
+        tuning_steps=20_000,
+        wide=True,
+        members_per_job=1,
+    ),
     "gpu": LocomotionStudy(
         tasks=tuple(TASKS)[1:],
         methods=_ALL,
@@ -119,8 +140,8 @@ PRESETS = {
 }
 
 
-def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[str, Any]:
-    """Run a preset and write its JSON; returns what was written."""
+def run(preset_name: str, *, workers: int, cache: Path, output: Path, only_finished: bool = False) -> dict[str, Any]:
+    """Run a preset and write its JSON; returns what was written. With `only_finished` experts alone are trained."""
     study, started = PRESETS[preset_name], time.perf_counter()
     cache.mkdir(parents=True, exist_ok=True)
     expert_jobs = {
@@ -141,14 +162,28 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
         task: [sum(expert[who]) / len(expert[who]) for who in ("random_returns", "returns")]
         for task, expert in experts.items()
     }
-    table = methods(policy="tanh_normal", kernel="rbf", sizes=study.sizes, pretrain=study.pretrain, fit=study.fit)
+    table = methods(
+        policy="tanh_normal",
+        kernel="rbf",
+        sizes=study.sizes,
+        pretrain=study.pretrain,
+        fit=study.fit,
+        wide=study.wide,
+    )
 
     def environment_of(task: str) -> dict[str, Any]:
         return dict(zip(("environment", "parameters", "horizon"), TASKS[task], strict=True))
 
     demonstrations = {task: job.demonstrations for task, job in expert_jobs.items()}
     results = run_study(
-        study, lambda task, name: table[name], environment_of, demonstrations, scales, workers=workers, cache=cache
+        study,
+        lambda task, name: table[name],
+        environment_of,
+        demonstrations,
+        scales,
+        workers=workers,
+        cache=cache,
+        only_finished=only_finished,
     )
     results["compute_seconds"] += sum(expert["seconds"] for expert in trained)
     content = {
@@ -166,7 +201,16 @@ def run(preset_name: str, *, workers: int, cache: Path, output: Path) -> dict[st
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module."""
-    machinery.main("nppac_locomotion", PRESETS, run, tables, description=__doc__, cache="nppac", arguments=arguments)
+    machinery.main(
+        "nppac_locomotion",
+        PRESETS,
+        run,
+        tables,
+        description=__doc__,
+        cache="nppac",
+        resumable=True,
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

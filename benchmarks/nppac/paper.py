@@ -13,6 +13,7 @@ PAPER = Paper(
     presets={
         "quick": ((pathology.main, "quick"), (locomotion.main, "quick"), (adroit.main, "quick")),
         "cpu": ((pathology.main, "cpu"), (locomotion.main, "cpu"), (adroit.main, "cpu")),
+        "long": ((locomotion.main, "long"), (adroit.main, "long")),
         # larger sizes would add nothing to the pathology
         "gpu": ((pathology.main, "cpu"), (locomotion.main, "gpu"), (adroit.main, "gpu")),
     },

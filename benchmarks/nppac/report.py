@@ -14,6 +14,9 @@ from benchmarks.nppac.claims import calibration_table, comparisons, curve_of, gr
 
 def learning_section(content: dict[str, Any], plots: Path) -> str:
     """Adroit or locomotion: table, claims and curves."""
+    if content.get("missing"):
+        left = "; ".join(f"{stage}: {jobs}" for stage, jobs in content["missing"].items())
+        return f"<p><b>Not all of it has been run.</b> Missing are {left}.</p>"
     sizes, kind = content["sizes"], content["benchmark"]
     success = "scales" not in content
     what = (

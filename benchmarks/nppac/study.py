@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machinery.jobs import run_all
+from benchmarks.machinery.jobs import finished, merged, run_all, split
 from benchmarks.nppac.claims import choose
 from benchmarks.nppac.jobs import Method, make_job, run_nppac_job
 
@@ -29,6 +29,8 @@ class Study:
         evaluation_episodes: greedy episodes in each.
         fit: see `jobs.methods`.
         tuning_tasks, tuning_seeds, tuning_steps: of the tuning stage; without one every method keeps its preset's setting.
+        wide: see `jobs.methods`.
+        members_per_job: runs of a job, the unit that an interruption loses; 0 for all of a cell.
     """
 
     tasks: tuple[str, ...]
@@ -45,6 +47,8 @@ class Study:
     tuning_tasks: tuple[str, ...] = ()
     tuning_seeds: int = 0
     tuning_steps: int = 0
+    wide: bool = False
+    members_per_job: int = 0
 
 
 def run_study(
@@ -56,6 +60,7 @@ def run_study(
     *,
     workers: int,
     cache: Path,
+    only_finished: bool = False,
 ) -> dict[str, Any]:
     """Tune and judge.
 
@@ -67,9 +72,11 @@ def run_study(
         scales: see `claims.curve_of`.
         workers: processes.
         cache: finished jobs.
+        only_finished: run nothing and take what is in the cache.
 
     Returns:
-        Results, as they stand in the file: `sizes`, `chosen`, `tuning`, `final` and `compute_seconds`.
+        Results, as they stand in the file: `sizes`, `chosen`, `tuning`, `final`, `compute_seconds`, and `missing`, which says
+        what has not been run yet.
     """
 
     def jobs(stage: str, tasks: tuple[str, ...], steps: int, members: Callable[[str, Method], list[Any]]) -> list[Any]:
@@ -99,18 +106,30 @@ def run_study(
         names, values = method.tuned
         return [(dict.fromkeys(names, value), 1000 + seed) for value in values for seed in range(study.tuning_seeds)]
 
+    missing: dict[str, str] = {}
+
     def run(title: str, queue: list[Any]) -> list[dict[str, Any]]:
-        return run_all(queue, cache, workers=workers, title=title, runner=run_nppac_job)
+        pieces = [piece for job in queue for piece in split(job, study.members_per_job)]
+        if only_finished:
+            results = finished(pieces, cache)
+        else:
+            results = run_all(pieces, cache, workers=workers, title=title, runner=run_nppac_job)
+        if len(results) < len(pieces):
+            missing[title] = f"{len(pieces) - len(results)} of {len(pieces)} jobs"
+        return merged(results)
 
     tuning = run("tuning", jobs("tuning", study.tuning_tasks, study.tuning_steps, trials))
-    chosen = choose(tuning, study.methods, scales)
-    final = run(
-        "final runs",
-        jobs("final", study.tasks, study.steps, lambda name, _: [(chosen[name], seed) for seed in range(study.seeds)]),
-    )
+    chosen: dict[str, dict[str, float]] = {}
+    final: list[dict[str, Any]] = []
+    if not missing:
+        chosen = choose(tuning, study.methods, scales)
+        seeds = range(study.seeds)
+        queue = jobs("final", study.tasks, study.steps, lambda name, _: [(chosen[name], seed) for seed in seeds])
+        final = run("final runs", queue)
     return {
         "sizes": dataclasses.asdict(study),
         "compute_seconds": round(sum(result["fit_seconds"] + result["run_seconds"] for result in tuning + final), 1),
+        "missing": missing,
         "chosen": chosen,
         "final": final,
         "tuning": tuning,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks.dapo import minatar
-from benchmarks.machinery.jobs import merged
+from benchmarks.machinery.jobs import merged, split
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_long_tunes_the_clip_of_no_method():
 
 def test_jobs_split_into_members_keep_all_of_them(small):
     job = minatar.tuning_jobs(small, "data-scarce")[0]
-    pieces = minatar.split(job, 1)
+    pieces = split(job, 1)
     assert [piece.members for piece in pieces] == [(member,) for member in job.members]
-    assert minatar.split(job, 0) == [job]
+    assert split(job, 0) == [job]
     assert len({piece.name for piece in pieces}) == 3
 
 
@@ -74,7 +74,7 @@ def test_results_of_single_runs_are_merged_by_cell():
 def test_results_can_be_written_at_any_time(small, tmp_path):
     """Without all of the tuning nothing is chosen; then the games that are done are in the tables, the others are missing."""
     cache, output = tmp_path / "cache", tmp_path / "results.json"
-    tuning = [piece for job in minatar.tuning_jobs(small, "data-scarce") for piece in minatar.split(job, 1)]
+    tuning = [piece for job in minatar.tuning_jobs(small, "data-scarce") for piece in split(job, 1)]
     for job in tuning[:-1]:
         finish(job, cache, 1.0 + (dict(job.members[0][0])["learning_rate"] == 1e-3))
     written = minatar.run("small", workers=1, cache=cache, output=output, only_finished=True)
@@ -92,7 +92,7 @@ def test_results_can_be_written_at_any_time(small, tmp_path):
 
     final = minatar.final_jobs(small, chosen, "data-scarce")
     for job in final:
-        for i, piece in enumerate(minatar.split(job, 1)):
+        for i, piece in enumerate(split(job, 1)):
             if dict(job.cell)["game"] == "Breakout":
                 finish(piece, cache, 10.0 + i + (job.method == "PPO+DA"))
     written = minatar.run("small", workers=1, cache=cache, output=output, only_finished=True)

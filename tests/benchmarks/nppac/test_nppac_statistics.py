@@ -4,7 +4,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.nppac.claims import choose, comparisons, curve_of, iqm, scores_of, summarise, table_of, verdicts
+from benchmarks.nppac import adroit
+from benchmarks.nppac.claims import (
+    choose,
+    claims,
+    comparisons,
+    curve_of,
+    iqm,
+    scores_of,
+    summarise,
+    table_of,
+    tables,
+    verdicts,
+)
+from benchmarks.nppac.jobs import methods
+from benchmarks.nppac.report import learning_section
+from benchmarks.nppac.study import run_study
 
 
 def a_run(successes, setting=(), gradient=2.0, seed=0):
@@ -102,3 +117,26 @@ def test_verdicts_of_the_pathology():
     assert [row["verdict"] for row in verdicts(content)] == ["holds", "undecided", "holds", "holds"]
     assert "exponent -2.00" in verdicts(content)[2]["ours"]
     assert "100 times" in verdicts(content)[3]["ours"]
+
+
+def test_a_study_that_has_not_run_says_what_is_missing(tmp_path):
+    """Six values for each method; nothing is chosen, claimed or drawn before all of it is done."""
+    study = adroit.PRESETS["long"]
+    demonstrations = {task: tmp_path / f"{task}.npz" for task in study.tasks}
+    table = methods(policy="normal", kernel="rbf", sizes=(4,), pretrain=0, fit={"gp": {}, "network": {}}, wide=True)
+    assert {len(table[name].tuned[1]) for name in study.methods} == {6}
+    results = run_study(
+        study,
+        lambda task, name: table[name],
+        lambda task: {"environment": task, "parameters": {}, "horizon": 10},
+        demonstrations,
+        workers=1,
+        cache=tmp_path,
+        only_finished=True,
+    )
+    assert results["missing"] == {"tuning": "216 of 216 jobs"}
+    assert results["chosen"] == {}
+    content = {"benchmark": "nppac_adroit", "preset": "long"} | results
+    assert claims(content) == []
+    assert tables(content) == []
+    assert "216 of 216" in learning_section(content, tmp_path)
