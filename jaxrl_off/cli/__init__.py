@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 
 from jaxrl_off.cli.collect import Collect, collect
+from jaxrl_off.cli.common import in_flags
 from jaxrl_off.cli.estimate import EstimateBandit, estimate_bandit
 from jaxrl_off.cli.estimate_trajectories import EstimateTrajectories, estimate_trajectories
 from jaxrl_off.cli.listing import List, Reproduce, list_choices, reproduce
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0, 2 if what was asked for is invalid (one message says why), 130 after Ctrl-C. `reproduce` hands on the
         code of its script.
     """
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "train": Train,
         "evaluate": Evaluate,
         "collect": Collect,
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, args=arguments, prog="jaxrl-off", description="Off-policy learning and evaluation."
     )
-    handlers = {
+    handlers: dict[type, Callable[[Any], int]] = {
         Train: train,
         Evaluate: evaluate,
         Collect: collect,
@@ -61,11 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         List: list_choices,
         Reproduce: reproduce,
     }
+    chosen = chosen.data if isinstance(chosen, Estimate) else chosen
     try:
-        chosen = chosen.data if isinstance(chosen, Estimate) else chosen
         return handlers[type(chosen)](chosen)
     except (ValueError, ImportError, ArithmeticError, OSError) as error:
-        print(f"jaxrl-off: {error}", file=sys.stderr)
+        print(f"jaxrl-off: {in_flags(str(error), chosen)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print(f"jaxrl-off: {interruption or 'stopped.'}", file=sys.stderr)

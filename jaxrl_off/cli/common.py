@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
+_ALIASES = {  # what Python calls otherwise than the command line
+    "weight_range": "weight_max",
+    "clip_actions": "repair_demonstrations",
+    "repair": "repair_demonstrations",
+}
 
-def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table."""
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int | None = None) -> None:
+    """Print a table that fits into the terminal's width.
+
+    Args:
+        title: printed above.
+        columns: names.
+        rows: cells.
+        texts: how many columns from the left are text; the others are numbers, which are never broken, whereas the first column
+            is where need be. None for text alone, of which the first column is never broken.
+    """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
+    table = Table() if texts is None else Table(box=box.SIMPLE_HEAD, padding=(0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=i == 0)
+        numbers = texts is not None and i >= texts
+        whole = i == 0 if texts is None else i > 0
+        table.add_column(column, overflow="fold", no_wrap=whole, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     print(title)  # rich would break it at the table's width
     Console().print(table)
+
+
+def in_flags(message: str, options: Any) -> str:
+    """A message of the library with its options spelled as those of the command: `on_bad='drop'` becomes `--on-bad drop`.
+
+    Args:
+        message: of an error.
+        options: of the command, a dataclass.
+    """
+    known = {field.name for field in dataclasses.fields(options)}
+    names = {name: name for name in known} | {name: flag for name, flag in _ALIASES.items() if flag in known}
+
+    def flag(match: re.Match[str]) -> str:
+        option, value = "--" + names[match["name"]].replace("_", "-"), match["value"]
+        if value == "True":
+            return option
+        quoted = value[0] in "'\"" and re.fullmatch(r"[\w.]+", value[1:-1])
+        return f"{option} {value[1:-1] if quoted else value}"
+
+    spelled = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    message = re.sub(rf"\b(?P<name>{spelled})=(?P<value>'[^']*'|\"[^\"]*\"|[\w.+-]*\w)", flag, message)
+    options_alone = "|".join(
+        name for name in names if name in ("weight_range", "reward_range", "return_range", "num_actions")
+    )
+    if not options_alone:
+        return message
+    return re.sub(rf"(?<!`)\b({options_alone})\b", lambda match: "--" + names[match[1]].replace("_", "-"), message)
 
 
 def check_choice(kind: str, given: str, known: list[str]) -> None:

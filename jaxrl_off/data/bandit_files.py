@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
+import itertools
 import operator
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl_off.data.bandit_logs import Origin, Report, as_numbers, check
+from jaxrl_off.data.bandit_logs import Origin, Report, as_numbers, check, numbered
+from jaxrl_off.data.files import open_text, parse_number, suffix_of
 from jaxrl_off.types import BanditLog
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
+_DELIMITERS = (",", ";", "\t", "|")
 _KINDS = ("any", "number", "text")  # of further columns
+_AS_REWARD = {"": "nan", "true": "1", "false": "0"}  # cells in lower case
 _Wanted = tuple[str, str]  # a name, and one of _KINDS, "number or empty" (a censored reward) or "features"
 
 
@@ -36,10 +39,11 @@ class _Table(NamedTuple):
 def read_table(
     path: str | Path,
     *,
-    action: str = "action",
+    action: str | None = "action",
     reward: str = "reward",
     propensity: str = "propensity",
     target_propensity: str | None = None,
+    named_actions: bool = False,
     context: Sequence[str] = (),
     columns: Sequence[str] | Mapping[str, str] = (),
     num_actions: int | None = None,
@@ -52,10 +56,12 @@ def read_table(
     Args:
         path: delimited text with a line of names (`.csv`, `.tsv` or `.txt`, also with `.gz`), Parquet (`.parquet`,
             `.pq`), or NumPy's `.npz`, of which an array is a column.
-        action: name of the column of actions.
-        reward: of rewards; an empty cell, a null or NaN is a censored reward.
+        action: name of the column of actions; None where nothing will look at them, and all are 0.
+        reward: of rewards; an empty cell, a null or NaN is a censored reward. Text may be True or False.
         propensity: of h(a|x).
         target_propensity: of pi(a|x), or None.
+        named_actions: whether actions are names or ids instead of numbers from 0. They are numbered in alphabetical order, as
+            by `bandit_logs.numbered`, and their text is kept in `columns`.
         context: of features, in the order wanted; arrays of an `.npz` may be `[n, d]`.
         columns: of further columns to be kept, or a dictionary of what they hold by name. "number": finite numbers, one
             a row, others are not allowed. "text": as it stands, a null is empty. "any" (of names alone): what the file
@@ -84,7 +90,10 @@ def read_table(
     for name, kind in further.items():
         if kind not in _KINDS:
             raise ValueError(f"the column {name} must be one of {', '.join(_KINDS)}, got {kind!r}.")
-    fields = {"action": (action, "number"), "reward": (reward, "number or empty"), "propensity": (propensity, "number")}
+    if action is None and named_actions:
+        raise ValueError("named_actions=True needs the column of actions; give its name as action.")
+    fields = {} if action is None else {"action": (action, "text" if named_actions else "number")}
+    fields |= {"reward": (reward, "number or empty"), "propensity": (propensity, "number")}
     fields |= {} if target_propensity is None else {"target_propensity": (target_propensity, "number")}
     features = [(name, "features") for name in context]
     wanted = list(dict.fromkeys([*fields.values(), *features, *further.items()]))
@@ -102,7 +111,13 @@ def read_table(
             "and text may have .gz after that."
         )
     arrays = {field: table.cells[column] for field, column in fields.items()}
-    rows = len(arrays["action"])
+    rows = len(arrays["reward"])
+    kept = {name: table.cells[name, kind] for name, kind in further.items()}
+    if action is None:
+        arrays["action"], num_actions = np.zeros(rows), num_actions or 1
+    elif named_actions:
+        kept[action] = names = _tidy(arrays["action"])
+        arrays["action"], num_actions = _coded(names, num_actions, f"{action} of {path}")
     log = BanditLog(
         np.column_stack([table.cells[column] for column in features]) if features else np.zeros((rows, 0)),
         arrays["action"],
@@ -110,7 +125,7 @@ def read_table(
         arrays["propensity"],
         arrays.get("target_propensity"),
         num_actions,
-        {name: table.cells[name, kind] for name, kind in further.items()},
+        kept,
     )
     finite = [name for name, kind in further.items() if kind == "number"]
     log, report = check(log, on_bad=on_bad, origin=table.origin, reward_range=reward_range, finite=finite)
@@ -171,39 +186,6 @@ def read_open_bandit(path: str | Path, *, affinities: bool = False, on_bad: str 
     return _with_numbers(log, further), report
 
 
-@contextlib.contextmanager
-def open_text(path: str | Path) -> Iterator[TextIO]:
-    """Open UTF-8 text, which a name that ends in `.gz` says is compressed.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be decompressed or decoded.
-    """
-    opened = gzip.open if str(path).lower().endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
-    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not {'gzipped ' * (opened is gzip.open)}UTF-8 text ({error}).") from error
-
-
-def suffix_of(path: str | Path) -> str:
-    """What a name says that a file is, in lower case: `.csv` of `log.csv` and of `LOG.CSV.GZ`."""
-    suffixes = Path(str(path).lower()).suffixes or [""]
-    return suffixes[-2] if suffixes[-1] == ".gz" and len(suffixes) > 1 else suffixes[-1]
-
-
-def parse_number(text: str) -> float:
-    """A number that is written in ASCII, without the `_` between digits that Python allows.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not text.isascii() or "_" in text:
-        raise ValueError(f"could not convert {text!r} to a number")
-    return float(text)
-
-
 def _read_text(
     path: str | Path, delimiter: str, choose: Callable[[Sequence[str]], list[_Wanted]], on_bad: str
 ) -> _Table:
@@ -212,7 +194,9 @@ def _read_text(
         raise ValueError(f"delimiter must be one character, no quote and no end of line, got {delimiter!r}.")
     records, lines, malformed, begins = [], [], [], 1
     with open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = file.readline()
+        _check_delimiter(header, delimiter, choose, path)
+        reader = csv.reader(itertools.chain([header] if header else [], file), delimiter=delimiter, strict=True)
         try:
             names = [name.strip() for name in next(reader, [])]
             wanted = choose(names)
@@ -237,10 +221,12 @@ def _read_text(
         if kind in ("text", "any"):
             cells[name, kind] = np.array(column, dtype=np.str_)
             continue
-        filled = [cell if cell.strip() else "nan" for cell in column] if kind == "number or empty" else column
+        filled = column
+        if kind == "number or empty":
+            filled = [_AS_REWARD.get(cell.strip().lower(), cell) for cell in column]
         cells[name, kind], wrong = _parse(filled)
         good[wrong] = False
-        malformed += [(lines[row], f"{column[row]!r} as {name}") for row in wrong]
+        malformed += [(lines[row], f"{column[row]!r} as {name}{_hint(column[row])}") for row in wrong]
     count = len({line for line, _ in malformed})
     if malformed and on_bad == "error":
         line, what = min(malformed)
@@ -250,6 +236,53 @@ def _read_text(
         )
     kept = {column: values[good] for column, values in cells.items()}
     return _Table(kept, names, Origin(path, np.asarray(lines, int)[good], count))
+
+
+def _check_delimiter(
+    header: str, delimiter: str, choose: Callable[[Sequence[str]], list[_Wanted]], path: str | Path
+) -> None:
+    """Refuse a file whose names are all there if another character is what stands between them."""
+
+    def lacks(between: str) -> bool:
+        try:
+            names = [name.strip() for name in next(csv.reader([header], delimiter=between, strict=True), [])]
+        except csv.Error:
+            return True
+        return any(name not in names for name, _ in choose(names))
+
+    if lacks(delimiter):
+        for other in _DELIMITERS:
+            if other != delimiter and not lacks(other):
+                raise ValueError(
+                    f"{path} has {other!r} between its cells, and was read as if it were {delimiter!r}; give "
+                    f"delimiter={other!r}."
+                )
+
+
+def _hint(cell: str) -> str:
+    """What may have been meant by a cell that is no number."""
+    comma = cell.count(",") == 1 and cell.replace(",", "").strip().lstrip("-").isdecimal()
+    return " (numbers are written with a decimal point)" if comma else ""
+
+
+def _tidy(names: np.ndarray) -> np.ndarray:
+    """Names of actions without spaces around them; 7.0, as integers become in a column with missing ones, is 7."""
+    stripped = [name.strip() for name in names.tolist()]
+    return np.array(
+        [name[:-2] if name.endswith(".0") and name[:-2].isdecimal() else name for name in stripped], np.str_
+    )
+
+
+def _coded(names: np.ndarray, num_actions: int | None, where: str) -> tuple[np.ndarray, int]:
+    """Numbers of named actions, NaN where the name is missing, and how many actions there are."""
+    there = ~np.isin(names, ("", "nan", "None"))
+    code, known = np.full(len(names), np.nan), ()
+    code[there], known = numbered(names[there])
+    if num_actions is not None and num_actions < len(known):
+        raise ValueError(
+            f"{where} has {len(known)} different actions, and num_actions is {num_actions}; give at least {len(known)}."
+        )
+    return code, max(len(known), 1) if num_actions is None else num_actions
 
 
 def _parse(column: Sequence[str]) -> tuple[np.ndarray, list[int]]:

@@ -1,11 +1,14 @@
-"""Files of arrays, written whole or not at all and never over another unasked."""
+"""Files: arrays are written whole or not at all and never over another unasked, text is read whether compressed or not."""
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -44,3 +47,36 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def open_text(path: str | Path) -> Iterator[TextIO]:
+    """Open UTF-8 text, which a name that ends in `.gz` says is compressed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be decompressed or decoded.
+    """
+    opened = gzip.open if str(path).lower().endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not {'gzipped ' * (opened is gzip.open)}UTF-8 text ({error}).") from error
+
+
+def suffix_of(path: str | Path) -> str:
+    """What a name says that a file is, in lower case: `.csv` of `log.csv` and of `LOG.CSV.GZ`."""
+    suffixes = Path(str(path).lower()).suffixes or [""]
+    return suffixes[-2] if suffixes[-1] == ".gz" and len(suffixes) > 1 else suffixes[-1]
+
+
+def parse_number(text: str) -> float:
+    """A number that is written in ASCII, without the `_` between digits that Python allows.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"could not convert {text!r} to a number")
+    return float(text)

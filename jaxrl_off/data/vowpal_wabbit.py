@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_off.data.bandit_files import open_text, parse_number
 from jaxrl_off.data.bandit_logs import Origin, Report, check
+from jaxrl_off.data.files import open_text, parse_number
 from jaxrl_off.types import BanditLog
 
 # all features as index:value, without a namespace
@@ -83,7 +83,7 @@ def read_labelled(
             raise ValueError
         return label
 
-    examples = _read(path, columns, label_of, f"a label, an integer from {first_label}", on_bad)
+    examples = _read(path, columns, label_of, f"a label, an integer from first_label={first_label}", on_bad)
     labels = np.array(examples.labels, np.int32)
     reasons = {"malformed line": examples.malformed} if examples.malformed else {}
     report = Report(len(labels), examples.malformed, reasons)
@@ -126,6 +126,13 @@ def read_cb(
 
     examples = _read(path, columns, decision_of, "a decision, action:cost:probability", on_bad)
     actions, costs, probabilities = np.array(examples.labels, np.float64).T
+    if on_bad == "error" and (actions < 0).any():
+        row = int(np.argmax(actions < 0))
+        raise ValueError(
+            f"line {examples.lines[row]} of {path} has the action {actions[row] + first_action:g}, and actions are counted "
+            f"from {first_action}. If they are counted from 0, give first_action=0; on_bad='drop' leaves such lines out and "
+            "counts them."
+        )
     log = BanditLog(examples.features, actions, reward_offset - costs, probabilities, None, num_actions, {})
     origin = Origin(path, examples.lines, examples.malformed)
     return check(log, on_bad=on_bad, origin=origin, reward_range=reward_range)
@@ -181,7 +188,7 @@ def _read(
         )
     if not finite.any():
         raise ValueError(f"{path} has no examples, and {len(bad)} malformed lines; an example is `label | features`.")
-    kept = [label for label, good in zip(labels, finite, strict=True) if good]
+    kept = [labels[row] for row in np.flatnonzero(finite)]
     return _Examples(kept, features[finite], mapping.names(features.shape[1]), np.array(lines)[finite], len(bad))
 
 
@@ -205,22 +212,25 @@ class _Columns:
     """Features of a line to columns; learns names as it goes."""
 
     def __init__(self, columns: str | int | Sequence[str]) -> None:
-        hashed = isinstance(columns, int | np.integer) and not isinstance(columns, bool) and columns > 0
-        named = isinstance(columns, Sequence) and not isinstance(columns, str)
-        named = named and all(isinstance(name, str) for name in columns)
-        if not named and not hashed and not (isinstance(columns, str) and columns in ("index", "order")):
+        self.kind, self.number = "", 0
+        self.index: dict[str, int] = {}
+        if isinstance(columns, str):
+            self.kind = columns if columns in ("index", "order") else ""
+        elif isinstance(columns, int | np.integer):
+            if not isinstance(columns, bool) and columns > 0:
+                self.kind, self.number = "hash", int(columns)
+        elif isinstance(columns, Sequence) and all(isinstance(name, str) for name in columns):
+            self.kind, self.index = "names", {name: column for column, name in enumerate(columns)}
+            if len(self.index) < len(columns):
+                raise ValueError(f"columns must be different names; {len(columns) - len(self.index)} occur again.")
+        if not self.kind:
             raise ValueError(
                 f"columns must be 'index', 'order', a positive integer or a sequence of names, got {columns!r}."
             )
-        self.kind = "names" if named else "hash" if hashed else columns
-        self.index = {name: column for column, name in enumerate(columns)} if named else {}
-        if named and len(self.index) < len(columns):
-            raise ValueError(f"columns must be different names; {len(columns) - len(self.index)} occur again.")
-        self.number = int(columns) if hashed else 0
         self.namespaces: set[str] = set()
 
     def size(self) -> int | None:
-        return {"index": None, "hash": self.number}.get(self.kind, len(self.index))
+        return None if self.kind == "index" else self.number or len(self.index)
 
     def names(self, size: int) -> tuple[str, ...]:
         return (

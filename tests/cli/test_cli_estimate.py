@@ -55,7 +55,7 @@ def test_numbers_are_those_of_the_library(log, tmp_path, capsys):
         (place, name) for place in ("all", "region=north", "region=south") for name in ("el", "dr")
     ]
     expected = {"log": "log.csv", "target": "column", "level": 0.9, "by": "region", "interval": "student_t"}
-    expected |= {"calibration": "f", "reward_range": [0.0, 1.0], "weight_max": pytest.approx(10.0), "num_actions": 3}
+    expected |= {"calibration": "f", "reward_range": [0.0, 1.0], "weight_max": pytest.approx(10.0), "num_actions": None}
     expected |= {"dropped_rows": 0, "dropped_for": {}, "predicted": "q", "predicted_target": "v", "on_bad": "error"}
     assert {name: content[name] for name in expected} == expected
     assert not content.keys() & {"output", "kind"}
@@ -115,8 +115,8 @@ def test_actions_that_were_never_logged(log, tmp_path, capsys):
     for target in ("always:3", "uniform"):
         assert cli.main([*arguments, "--target", target, "--num-actions", "4"]) == 0
         assert "Set --num-actions" not in capsys.readouterr().out
-    assert cli.main([*arguments, "--num-actions", "2"]) == 2
-    assert "action must be an integer in [0, 2)" in capsys.readouterr().err
+    assert cli.main([*arguments, "--target", "uniform", "--num-actions", "2"]) == 2
+    assert "has 3 different actions, and --num-actions is 2; give at least 3" in capsys.readouterr().err
 
 
 def test_slices_do_not_replace_one_another(tmp_path):
@@ -196,12 +196,27 @@ def test_a_plot_that_cannot_be_drawn_leaves_nothing(tmp_path, monkeypatch, capsy
         (["--estimators", "el,magic"], "unknown estimators magic; choose from el"),
         (["--estimators", "dr"], "dr needs --predicted and --predicted-target"),
         (["--by", "colour"], "has no columns colour; it has action"),
-        (["--target", "always:7"], "an action in [0, 3)"),
+        (
+            ["--target", "always:7"],
+            "always:ACTION with a number in [0, 3); --num-actions says how many actions there are, got",
+        ),
+        (
+            ["--interval", "betting"],
+            "--interval betting is for ips, dm and dr, whose terms have a known range, and not for snips",
+        ),
+        (["--interval", "bca", "--estimators", "el"], "el have intervals of their own; leave --interval bca out"),
+        (["--interval", "bettin"], "interval must be one of normal"),
+        (["--ordered"], "--ordered is for --interval betting, the only one that depends on the order"),
+        (["--calibration", "chi2", "--estimators", "ips"], "--calibration is for el, which is not among --estimators"),
+        (["--first-action", "0"], "--first-action is for Vowpal Wabbit logs (.vw, .dat), and"),
         (["--target", "greedy"], "--target must be"),
         (["--output", "out.txt"], "must end in .json"),
         (["--level", "95"], "level must be between 0 and 1"),
-        (["--weight-max", "2"], "weights must be finite and in [0, 2]"),
-        (["--weight-max", "0"], "weight_range must be numbers, of which the second may be infinite, with low < high"),
+        (
+            ["--weight-max", "2"],
+            "and 65 rows are outside it. Weights are pi(a|x) / h(a|x); give the range they can have as --weight-max",
+        ),
+        (["--weight-max", "0"], "--weight-max must be above 1, the mean of importance weights, got 0"),
         (["--reward-range", "0", "0.5"], "reward must be in [0, 0.5], the range that was given; line"),
     ],
 )
@@ -242,3 +257,83 @@ def test_bounded_intervals_are_for_what_the_help_says(log, capsys):
     assert cli.main([*arguments, "ips,dm,dr"]) == 0
     for name in ("snips", "sndr"):
         assert cli.main([*arguments, name]) == 2
+
+
+def test_logs_as_they_come(tmp_path, capsys):
+    """Semicolons, truth values, names of actions, actions that nothing looks at, rewards that are missing."""
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "item;reward;propensity;target_propensity\npear;True;0.5;0.25\napple;False;0.5;0.75\npear;;0.5;0.25\n"
+    )
+    arguments = ["--estimators", "ips", "--action", "item"]
+    assert cli.main(["estimate", "bandit", str(path), *arguments]) == 2
+    assert "has ';' between its cells, and was read as if it were ','; give --delimiter ';'." in capsys.readouterr().err
+    arguments += ["--delimiter", ";"]
+    assert cli.main(["estimate", "bandit", str(path), *arguments]) == 2
+    assert (
+        "1 of 3 rewards are missing. --on-bad drop leaves these rows out, which is right if" in capsys.readouterr().err
+    )
+    arguments += ["--on-bad", "drop"]
+    found = run(path, *arguments)
+    assert found["rows"][0]["value"] == pytest.approx(0.25)
+    assert (found["dropped_rows"], found["dropped_for"]) == (1, {"reward missing": 1})
+    assert run(path, *arguments, "--target", "always:pear")["rows"][0]["value"] == pytest.approx(1.0)
+    assert run(path, *arguments, "--target", "uniform")["num_actions"] == 2
+    assert run(path, *arguments, "--target", "uniform", "--num-actions", "4")["rows"][0]["value"] == pytest.approx(0.25)
+    capsys.readouterr()
+    assert cli.main(["estimate", "bandit", str(path), *arguments, "--target", "always:paer"]) == 2
+    message = "always:ACTION with one of the logged ones: apple, pear, got 'always:paer'. Did you mean 'pear'?"
+    assert message in capsys.readouterr().err
+    path.write_text("action,reward,propensity\n1000000000000,1,0.5\n,0,0.5\n")
+    assert run(path, "--target", "logged", "--estimators", "ips")["rows"][0]["value"] == 0.5
+
+
+def test_messages_name_flags(tmp_path, capsys):
+    path = tmp_path / "log.csv"
+    path.write_text("action,reward,propensity,target_propensity\n0,2,1.5,0.5\n0,2,0.5,0.5\n")
+    assert cli.main(["estimate", "bandit", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "propensity must be in (0, 1]; line 2 of" in told
+    assert "--on-bad drop leaves such rows out" in told
+    assert "on_bad" not in told
+    log = tmp_path / "log.vw"
+    log.write_text("0:1:0.5 |\n")
+    assert cli.main(["estimate", "bandit", str(log), "--target", "logged"]) == 2
+    assert "If they are counted from 0, give --first-action 0; --on-bad drop" in capsys.readouterr().err
+    assert run(log, "--target", "always:0", "--first-action", "0", "--estimators", "ips")["rows"][0]["value"] == 0.0
+    log.write_text("2:0:0.5 |\n1:1:0.5 |\n")
+    assert run(log, "--target", "always:2", "--estimators", "ips")["rows"][0]["value"] == 1.0
+
+
+def test_order_of_rows_and_betting(tmp_path, capsys):
+    path = tmp_path / "log.csv"
+    path.write_text(NAMES + "\n" + "0,0,1,1\n" * 50 + "0,1,1,1\n" * 50)
+    arguments = ["--estimators", "ips", "--interval", "betting"]
+    found = {
+        name: run(path, *arguments, *more)["rows"][0]
+        for name, more in (
+            ("drawn", ()),
+            ("seed", ("--seed", "1")),
+            ("again", ("--seed", "1")),
+            ("ordered", ("--ordered",)),
+        )
+    }
+    expected = bandit.ips(
+        np.ones(100), np.repeat([0.0, 1.0], 50), weight_range=(0, 1 + 1e-9), level=0.95, interval="betting", seed=1
+    )
+    assert found["seed"]["lower"] == pytest.approx(float(expected.lower), rel=1e-9)
+    assert found["seed"]["lower"] == found["again"]["lower"] != found["drawn"]["lower"]
+    assert all(row["lower"] <= 0.5 <= row["upper"] for row in found.values())
+    assert found["ordered"]["lower"] not in (found["seed"]["lower"], found["drawn"]["lower"])
+
+
+def test_tables_of_80_columns_break_no_numbers(monkeypatch, capsys):
+    from jaxrl_off.cli import common
+
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = ("slice", "estimator", "value", "lower", "upper", "rows", "effective", "mean\nweight")
+    numbers = ("cressie_read", "-0.012346", "-0.012345", "0.0012345", "1,000,000", "1,000,000", "1.000")
+    common.table("title", columns, [("campaign=a long name of a slice", *numbers)], texts=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(all(number in line for number in numbers) for line in lines)

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from jaxrl_off.data.bandit_files import parse_number, read_open_bandit, read_table, suffix_of
+from jaxrl_off.data.bandit_files import read_open_bandit, read_table
 from jaxrl_off.data.bandit_logs import from_arrays
+from jaxrl_off.data.files import parse_number, suffix_of
 
 NAN = float("nan")
 
@@ -358,3 +359,49 @@ def test_open_bandit_dataset_with_bad_lines(tmp_path):
     write(path, TABLE)
     with pytest.raises(ValueError, match="has no columns item_id, click, propensity_score, position, timestamp"):
         read_open_bandit(path)
+
+
+def test_another_delimiter_is_named(tmp_path):
+    text = '"action";"reward";"propensity"\n0;1;0.5\n1;0;0.5\n'
+    for name, between in (("log.csv", ","), ("log.tsv", "\t")):
+        path = write(tmp_path / name, text)
+        message = rf"log.\w+ has ';' between its cells, and was read as if it were {between!r}; give delimiter=';'"
+        with pytest.raises(ValueError, match=message.replace("\\t", r"\\t")):
+            read_table(path)
+        assert read_table(path, delimiter=";")[0].reward.tolist() == [1, 0]
+    path = write(tmp_path / "comma.csv", text.replace("0.5", "0,5"))
+    with pytest.raises(
+        ValueError, match=r"line 2 of \S*comma.csv has '0,5' as propensity .numbers are written with a dec"
+    ):
+        read_table(path, delimiter=";")
+
+
+def test_rewards_may_be_truth_values(tmp_path):
+    path = write(tmp_path / "log.csv", "action,reward,propensity\n0,True,0.5\n1,False,0.5\n1,true,0.5\n1, ,0.5\n")
+    np.testing.assert_array_equal(read_table(path)[0].reward, [1, 0, 1, NAN])
+    with pytest.raises(ValueError, match="line 2 of .* has 'True' as reward"):
+        read_table(path, propensity="reward", reward="propensity")
+
+
+def test_actions_that_are_names_or_ids(tmp_path):
+    rows = "item,reward,propensity\n{},1,0.5\n {} ,0,0.5\n{},1,0.5\n"
+    path = write(tmp_path / "log.csv", rows.format("pear", "apple", "pear"))
+    with pytest.raises(ValueError, match=r"line 2 of \S*log.csv has 'pear' as item"):
+        read_table(path, action="item")
+    log, report = read_table(path, action="item", named_actions=True)
+    assert (log.action.tolist(), log.num_actions, report.dropped) == ([1, 0, 1], 2, 0)
+    assert log.columns["item"].tolist() == ["pear", "apple", "pear"]
+    assert read_table(path, action="item", named_actions=True, num_actions=5)[0].num_actions == 5
+    with pytest.raises(ValueError, match="item of .* has 2 different actions, and num_actions is 1; give at least 2"):
+        read_table(path, action="item", named_actions=True, num_actions=1)
+    path = write(tmp_path / "ids.csv", rows.format(10**12, "7.0", ""))
+    with pytest.raises(ValueError, match="line 4 of .* has nan, and 1 of 3 rows are so"):
+        read_table(path, action="item", named_actions=True)
+    log, report = read_table(path, action="item", named_actions=True, on_bad="drop")
+    assert (log.action.tolist(), log.columns["item"].tolist()) == ([0, 1], ["1000000000000", "7"])
+    assert (log.num_actions, report) == (2, (2, 1, {"action": 1}))
+    # where nothing looks at actions, the column need not be there
+    log, _ = read_table(path, action=None)
+    assert (log.action.tolist(), log.num_actions) == ([0, 0, 0], 1)
+    with pytest.raises(ValueError, match="named_actions=True needs the column of actions"):
+        read_table(path, action=None, named_actions=True)

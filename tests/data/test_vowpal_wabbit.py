@@ -87,11 +87,14 @@ def test_namespaces_scales_tags_and_words(tmp_path):
     ("line", "message"),
     [
         ("1 0:1 1:2", "no | between label and features"),
-        ("x | 0:1", r"'x' before the |, where a label, an integer from 1, must stand"),
+        ("x | 0:1", r"'x' before the |, where a label, an integer from first_label=1, must stand"),
         ("1.5 | 0:1", "'1.5' before the |"),
         ("0 | 0:1", "'0' before the |"),
         ("1 0.3 | 0:1", r"'1 0.3' before the .* \(neither importance weights nor several actions in a line are read\)"),
-        ("1| 0:1", r"'1' before the |, where a label, an integer from 1, must stand, with a space after it"),
+        (
+            "1| 0:1",
+            r"'1' before the |, where a label, an integer from first_label=1, must stand, with a space after it",
+        ),
         ("'1 | 0:1", '"\'1" before the |'),
         ("1_0 | 0:1", "'1_0' before the |"),
         ("\u0661 | 0:1", "'\u0661' before the |"),
@@ -224,3 +227,11 @@ def test_decisions_that_are_refused_or_dropped(tmp_path):
     nothing = write(tmp_path / "nothing.vw", "shared | a:1", "| b:1")
     with pytest.raises(ValueError, match="has no examples"):
         read_cb(nothing, columns="order", on_bad="drop")
+
+
+def test_actions_from_0_are_told_which_option_they_need(tmp_path):
+    path = write(tmp_path / "zero.vw", "1:1:0.5 | 0:1", "0:1:0.5 | 0:1")
+    with pytest.raises(ValueError, match=r"line 2 of \S*zero.vw has the action 0, .* from 1\. .* give first_action=0"):
+        read_cb(path)
+    assert read_cb(path, first_action=0)[0].action.tolist() == [1, 0]
+    assert read_cb(path, on_bad="drop")[1].reasons == {"action": 1}
